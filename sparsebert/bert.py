@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsebert.conv1d import oriented
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -253,16 +255,17 @@ def prunable(model: nn.Module, include_pooler: bool = False) -> tuple[str, ...]:
 
 
 def weight_of(model: nn.Module, key: str) -> Tensor:
-    """Return the weight of the key's module, plain, parametrized or packed.
+    """Return the weight of the key's module, [out, in], plain, parametrized or packed.
 
     Raises:
         ValueError: The model has no such module, or the module has no weight.
     """
     # Not get_parameter: in a pruned, parametrized or packed layer the weight is a plain attribute.
-    weight = resolve(model, key).weight
+    module = resolve(model, key)
+    weight = module.weight
     if not isinstance(weight, Tensor):
         raise ValueError(f"{key} of {type(model).__name__} has no weight")
-    return weight
+    return oriented(module, weight)
 
 
 def base_model(model: nn.Module) -> nn.Module:

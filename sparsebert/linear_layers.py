@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsebert.bert import full_name, is_adapted, is_bert_like, key_in, require_module, structure
 from sparsebert.bert import prunable as prunable_in_bert
+from sparsebert.conv1d import as_linear, is_conv1d
 
 Filter = Callable[[str, nn.Linear], bool]
 
@@ -32,7 +33,7 @@ def prunable(model: nn.Module, include_pooler: bool = False, filter: Filter | No
     """
     require_module(model)
     require_filter(filter)
-    if _is_linear(model):
+    if is_conv1d(model) or _is_linear(model):
         raise ValueError(
             f"the model is itself a {type(model).__name__}: put it into an nn.Sequential to prune it"
         )
@@ -54,8 +55,7 @@ def prunable(model: nn.Module, include_pooler: bool = False, filter: Filter | No
         )
     keys = unfiltered(model)
     if not keys:
-        note = conv1d_note(model) or tied_note(model)
-        raise ValueError(f"{type(model).__name__} has no linear layer to prune{note}")
+        raise ValueError(f"{type(model).__name__} has no linear layer to prune{tied_note(model)}")
     return keys
 
 
@@ -73,13 +73,12 @@ def unfiltered(model: nn.Module) -> tuple[str, ...]:
     names = _names_of_weights(model)
     layers = [name for name, linear in linear_layers(model) if not _is_tied(linear, names)]
     stacked = [name for name in layers if name.startswith(stacks)] if stacks else []
-    if not stacked and conv1d_note(model):
-        return ()
     return _keys(model, stacked or layers)
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yield full name and module of every linear layer, plain, wrapped or sparse.
+    """Yield full name and module of every linear layer, plain, wrapped or sparse; of a ``Conv1D`` of
+    transformers, the linear layer that shares its weight.
 
     Layers inside a layer, such as the matrices of an adapter, are left out, and so are empty layers,
     subclasses that compute something else, and the output projection of ``nn.MultiheadAttention``, whose
@@ -89,15 +88,11 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
         if inside is not None and name.startswith(inside):
             continue
-        if _is_linear(module):
+        if is_conv1d(module):
+            yield name, as_linear(module)
+        elif _is_linear(module):
             inside = f"{name}."
             yield name, module
-
-
-def conv1d_note(model: nn.Module) -> str:
-    """Return the reason why a model made of ``Conv1D`` layers, such as GPT-2, has nothing to prune, or ""."""
-    name = next((name for name, module in model.named_modules() if is_conv1d(module)), None)
-    return "" if name is None else f": {name} is {CONV1D}"
 
 
 def tied_note(model: nn.Module) -> str:
@@ -108,18 +103,6 @@ def tied_note(model: nn.Module) -> str:
             others = [each for each in names[id(linear._parameters["weight"])] if each != f"{name}.weight"]
             return f": {name}.weight is tied to {', '.join(others)}, and packing would untie them"
     return ""
-
-
-CONV1D = (
-    "a Conv1D of transformers, which stores its weight transposed; GPT-2 and other decoders made of it are "
-    "not supported yet, only layers of type nn.Linear"
-)
-
-
-def is_conv1d(module: nn.Module | None) -> bool:
-    """Whether a module is the ``Conv1D`` of transformers, a linear layer with a transposed weight."""
-    cls = type(module)
-    return cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers.")
 
 
 def type_of(key: str) -> str:
@@ -166,7 +149,5 @@ def _names_of_weights(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _examples(model: nn.Module) -> str:
-    if note := conv1d_note(model):
-        return note
     names = [name for name, _ in linear_layers(model)]
     return f", such as {names[0]}" if names else ": it has none"

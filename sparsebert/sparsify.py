@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsebert.bert import require_module
 from sparsebert.compaction.manifest import record_of
+from sparsebert.conv1d import conv1d_of
 from sparsebert.cost.default_tokens import default_tokens, on_gpu
 from sparsebert.cost.precision import require_tolerance
 from sparsebert.hf.attach_quantizer import attach_quantizer_
@@ -48,7 +49,10 @@ def sparsify_(
     tolerance: str = "fp32",
     fuse: bool | None = None,
 ) -> nn.Module:
-    """Swap the pruned ``nn.Linear`` layers of ``model`` for ``SparseLinear``, in place.
+    """Swap the pruned linear layers of ``model`` for ``SparseLinear``, in place.
+
+    They are layers of type ``nn.Linear`` or, as in GPT-2, the ``Conv1D`` of transformers, whose entries in
+    the ``state_dict`` keep their layout, [in, out].
 
     Only the ticket's layers change or, without a ticket, the layers with zeros. The values of masked weights
     are lost. Every layer, fused or not, remains a module in its place: it keeps its name, state_dict keys
@@ -165,7 +169,9 @@ def sparsify_(
 
 @torch.inference_mode(False)
 def densify_(model: nn.Module) -> nn.Module:
-    """Swap every ``SparseLinear`` of ``model`` for an ``nn.Linear`` of the same values, in place; returns it.
+    """Swap every ``SparseLinear`` of ``model`` for a dense layer of the same values, in place; returns it.
+
+    The dense layer is an ``nn.Linear``, or a ``Conv1D`` where ``sparsify_`` replaced one.
 
     Pruned weights become zeros. Hooks, training flags and bias Parameters stay, fused activations return to
     their places, and a fused encoder runs its layers one by one again. A model without sparse layers
@@ -199,11 +205,12 @@ def _origin(targets: CompactedTargets, ticket: Ticket | None) -> dict[str, Any]:
     return {"origin": origin, "sparsity": sparsity}
 
 
-def _dense(sparse: SparseLinear) -> nn.Linear:
+def _dense(sparse: SparseLinear) -> nn.Module:
     weight = sparse.weight.detach()
     linear = nn.Linear(sparse.in_features, sparse.out_features, bias=False, device="meta", dtype=weight.dtype)
     linear.weight = nn.Parameter(weight, requires_grad=sparse.weight_requires_grad)
     linear.register_parameter("bias", sparse.bias)
-    linear.train(sparse.training)
-    move_hooks(sparse, linear)
-    return linear
+    dense = linear if sparse.conv1d is None else conv1d_of(linear, sparse.conv1d)
+    dense.train(sparse.training)
+    move_hooks(sparse, dense)
+    return dense

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sparsebert.cli.console import progress
+from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.option_groups import DataOptions, ExecutionOptions, flattened
-from sparsebert.cli.path_checks import require_records
-from sparsebert.cli.shared_options import JsonFile, TaskName, TicketFile, require_numbers, seed_list
+from sparsebert.cli.path_checks import require_records, require_writable
+from sparsebert.cli.perturb_options import PerturbOptions
+from sparsebert.cli.shared_options import (
+    JsonFile,
+    TaskName,
+    TicketFile,
+    require_applicable,
+    require_numbers,
+    seed_list,
+)
 from sparsebert.cli.stamped import stamped
 
 
@@ -21,6 +30,7 @@ def evaluate(
     ],
     data: DataOptions,
     execution: ExecutionOptions,
+    perturbations: PerturbOptions,
     task: TaskName = None,
     ticket: TicketFile = None,
     seeds: Annotated[
@@ -35,10 +45,20 @@ def evaluate(
     min_row_weights: Annotated[
         int, typer.Option(help="with --compact: also remove rows with fewer weights (lossy)")
     ] = 0,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="write each example with its label, prediction and scores to this file, .csv or .jsonl"
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Evaluate a trained model on a task's validation data, optionally after applying a ticket."""
     require_records("--json", json)
+    require_writable({"--json": json, "--predictions": predictions})
+    if compact:
+        given_too = {"--perturb": perturbations.perturb, "--predictions": predictions}
+        require_applicable(given_too, "an evaluation without --compact")
     if compact and ticket is None:
         raise ValueError("--compact requires --ticket, the ticket to compact by")
     require_numbers({"--min-row-weights": min_row_weights}, least=0)
@@ -50,23 +70,36 @@ def evaluate(
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_ticket, trained_models
-    from sparsebert.report.format import mean_and_verdict, mean_text, verdict_notes
+    from sparsebert.report.format import counted, mean_and_verdict, mean_text, verdict_notes
+    from sparsebert.report.robustness_tables import robustness_tables
     from sparsebert.tasks.models import head_labels, short_name, skeleton
     from sparsebert.tasks.verdict import chance_metrics, summarise
     from sparsebert.workflows.assemble import examples_of, task_of
-    from sparsebert.workflows.evaluate import evaluate as evaluate_model
-    from sparsebert.workflows.evaluate import evaluate_compacted
+    from sparsebert.workflows.evaluate import evaluate_compacted, evaluate_each
+    from sparsebert.workflows.predictions import (
+        prediction_rows,
+        require_ending,
+        share_of_other_answers,
+        write_predictions,
+    )
 
     hush_transformers()
+    if predictions is not None:
+        require_ending(predictions)
     name = data.task_name(task)
     data.require_applicable_folder([name])
     numbers = None if seeds is None else seed_list(seeds)
     models = trained_models(model, numbers)
     dense_models = trained_models(dense, numbers) if dense else {}
-    source = data.source(name, head_labels(next(iter(models.values()))) if data.user_files else None)
+    source = data.source(name, head_labels(next(iter(models.values()))) if data.user_tables else None)
     examples = examples_of(data.mapped(task_of(name, source)), source, train=False)
     definition = examples.task
     chance = chance_metrics(definition, examples.validation)
+    if predictions is not None and definition.models_language:
+        raise ValueError(f"--predictions needs a task with examples; {name} is language modelling: omit it")
+    variants = {"": examples.validation, **perturbations.variants(examples)}
+    answered: list[dict[str, Any]] = []  # rows of --predictions
+    robustness: list[dict[str, Any]] = []
 
     def evaluated(
         seed: int | None, path: str, step: Callable[[str], None], *, pruned: bool = True
@@ -78,11 +111,29 @@ def evaluate(
             scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **options)
         else:
             sparse = execution.arguments() if given and pruned else None
-            scores = {"metrics": evaluate_model(name, path, ticket=loaded, sparse=sparse, **options)}
+            evaluations = evaluate_each(
+                definition, path, variants, ticket=loaded, max_length=data.max_length, sparse=sparse
+            )
+            scores = {"metrics": evaluations[""].metrics}
         sparsity = loaded.sparsity if loaded else None
-        fields = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
+        fields: dict[str, Any] = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
+        if data.label_pairs:
+            fields["label_map"] = data.label_pairs
         if given and pruned:
             fields |= execution.arguments()
+        for variant, evaluation in evaluations.items() if not compact else ():
+            about = {"model": short_name(model if pruned else str(dense)), "seed": seed, "dense": not pruned}
+            if perturbations.names:
+                about["perturbation"] = variant or None
+            if predictions is not None:
+                answered.extend(prediction_rows(definition, variants[variant], evaluation.answers, about))
+            if variant:
+                clean = evaluations[""]
+                changes = perturbations.record(variant, examples.validation, variants[variant])
+                others = share_of_other_answers(definition, clean.answers, evaluation.answers)
+                row = {"task": name, **fields, "dense": not pruned, "metric": definition.metric, **changes}
+                row |= {"clean": clean.metrics, "metrics": evaluation.metrics, "other_answers": others}
+                robustness.append(stamped("robustness", row))
         return stamped("eval", {"task": name, **fields, **scores, "chance": chance})
 
     with progress() as step:
@@ -101,8 +152,13 @@ def evaluate(
             typer.echo(f"dense {summary['metric']} {mean_text(summary['dense_mean'], summary['dense_std'])}")
         for note in verdict_notes([{"task": name, **summary}]):
             typer.echo(note)
+    if robustness:
+        print_tables(robustness_tables(robustness))
+    if predictions is not None:
+        write_predictions(predictions, answered)
+        typer.echo(f"{counted(len(answered), 'prediction')}: {predictions}")
     if json is not None:
-        results.append(json, rows)
+        results.append(json, [*rows, *robustness])
 
 
 def _compaction_text(row: dict[str, Any]) -> str:

@@ -63,9 +63,9 @@ def _labelled_rows(model: str, task: str | None, data: DataOptions) -> LabelledR
 
     name = data.task_name(task)
     data.require_applicable_folder([name])
-    source = data.source(name, head_labels(model) if data.user_files else None)
+    source = data.source(name, head_labels(model) if data.user_tables else None)
     examples = examples_of(data.mapped(task_of(name, source)), source, train=False)
-    if examples.task.kind == "mlm":
+    if examples.task.models_language:
         raise ValueError(f"--task {name} has no labels to judge by; omit it, or name a task with labels")
     rows = examples.validation[examples.task.splits[0]]
     return LabelledRows(examples.task, rows, TextFormat(data.max_length))

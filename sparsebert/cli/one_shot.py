@@ -60,7 +60,9 @@ def prune_to_folder(
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
+    from sparsebert.bert import is_bert_like
     from sparsebert.report.one_shot_tables import error_table
+    from sparsebert.tasks.models import skeleton
     from sparsebert.tasks.texts import read_texts
     from sparsebert.training.run_status import duration_text
     from sparsebert.workflows.one_shot import prune_folder
@@ -104,7 +106,9 @@ def prune_to_folder(
         typer.echo(f"asked for {speed.goal()}: {reached}")
     bench = ["sparsebert", "bench", "--model", str(output)]
     typer.echo(f"measure its speed: {shlex.join(bench)}")
-    if training := _training(model, output, calibration, task, data):
+    # Healing reads the hidden states of BERT-like encoders.
+    training = _training(model, output, calibration, task, data)
+    if training and (training[0] != "heal" or is_bert_like(skeleton(model))):
         typer.echo(f"train its weights: {shlex.join(['sparsebert', *training])}")
     if json is not None:
         row = {"model": model, "method": method, "output": str(output), "ticket": describe(ticket)}
@@ -142,7 +146,7 @@ def _examples(model: str, method: Any, task: str | None, data: DataOptions) -> L
     name = data.task_name(task)
     data.require_applicable_folder([name])
     outputs = None
-    if data.user_files and not hasattr(method, "prune_layer"):
+    if data.user_tables and not hasattr(method, "prune_layer"):
         trained = has_head(load_config(model), "classification") and not data.regression
         outputs = head_labels(model) if trained else None
     source = data.source(name, outputs, validates=False)

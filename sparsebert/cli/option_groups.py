@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import typer
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # Name of a task from the user's files, if --task is omitted.
 USER_TASK = "own"
+
+# Kinds of tasks on running text, by the value of --lm.
+LANGUAGE_MODELS: dict[str, Literal["mlm", "clm"]] = {"masked": "mlm", "causal": "clm"}
 
 # Names of tasks become names of folders.
 _FOLDER_NAME = re.compile(r"\w[\w.+ -]{0,99}")
@@ -93,6 +96,15 @@ class DataOptions:
         typer.Option("--drop-empty", help="your own task: drop and count rows without a text or a label"),
     ] = False
     regression: Annotated[bool, typer.Option("--regression", help="your own task: labels are scores")] = False
+    lm: Annotated[
+        str | None,
+        typer.Option(
+            "--lm",
+            metavar="<masked|causal>",
+            help="your own files are running text (.txt), to model masked, as BERT does, or causal, as GPT-2 "
+            "and Llama do",
+        ),
+    ] = None
     max_length: Annotated[
         int | None, typer.Option(help="maximum tokens per example; the task's default if omitted")
     ] = None
@@ -107,13 +119,32 @@ class DataOptions:
                 "--regression": self.regression,
                 "--labels": self.labels,
                 "--drop-empty": self.drop_empty,
+                "--lm": self.lm,
             }
             require_applicable(options, "--train-file or --validation-file")
+        if self.lm is not None:
+            if self.lm not in LANGUAGE_MODELS:
+                raise ValueError(f"--lm must be masked or causal, got {self.lm!r}")
+            for option, is_given in (
+                ("--text-columns", self.text_columns != "text"),
+                ("--label-column", self.label_column != "label"),
+                ("--labels", self.labels is not None),
+                ("--label-map", self.label_map is not None),
+                ("--drop-empty", self.drop_empty),
+                ("--regression", self.regression),
+            ):
+                if is_given:
+                    raise ValueError(f"{option} belongs to a table, and --lm {self.lm} reads text: omit it")
 
     @property
     def user_files(self) -> bool:
         """Whether the user passes files for a task."""
         return self.train_file is not None or self.validation_file is not None
+
+    @property
+    def user_tables(self) -> bool:
+        """Whether the user passes tables of examples, not running text."""
+        return self.user_files and self.lm is None
 
     def task_name(self, task: str | None) -> str:
         """Return the name of a command's task. Raises ValueError if the options name none, or two."""
@@ -149,7 +180,7 @@ class DataOptions:
             ValueError: For an unknown task, missing files, and as :func:`sparsebert.tasks.load_files`.
             OSError: As :func:`sparsebert.tasks.load_files`.
         """
-        from sparsebert.tasks import TASKS, find_task, load_files
+        from sparsebert.tasks import TASKS, find_task, load_files, load_texts
         from sparsebert.tasks.label_order import data_labels
 
         if task in TASKS or not self.user_files:
@@ -158,9 +189,13 @@ class DataOptions:
         if self.validation_file is None and validates:
             raise ValueError("--validation-file is missing: your own task needs a table to evaluate on")
         labels = None if self.labels is None else comma_separated("--labels", self.labels)
-        if self.train_file is None and (not validates or (labels is None and outputs is None)):
+        defined = labels is not None or outputs is not None or self.lm is not None
+        if self.train_file is None and not (validates and defined):
             raise ValueError("--train-file is missing: your own task needs a table to train on")
         require_files({"--train-file": self.train_file, "--validation-file": self.validation_file})
+        if self.lm is not None:
+            kind = LANGUAGE_MODELS[self.lm]
+            return load_texts(self.train_file, self.validation_file, kind=kind, name=task)
         if labels is None and outputs is not None and not self.regression:
             labels = list(data_labels(outputs, self.label_pairs))
         data = load_files(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2"
+TASK_NAMES = "sst2, cola, mrpc, stsb, qqp, mnli, qnli, rte, wnli, squad, wikitext-2, wikitext-2-clm"
 GRANULARITY_HELP = (
     "element, 4x1 (any ROWSxCOLUMNS block), panel(32,2) (blocks; each panel of rows keeps a multiple of 32 "
     "columns), row, column, neuron, head, mlp, head+neuron, head+mlp, 2:4 (any N:M)"

@@ -15,7 +15,6 @@ from sparsebert.bert import (
     base_model,
     full_name,
     is_adapted,
-    is_bert_like,
     resolve,
     structure,
 )
@@ -27,7 +26,6 @@ from sparsebert.compaction.masked_matrix import Matrix
 from sparsebert.compaction.narrow_attention import IMPLEMENTATIONS, attention_path
 from sparsebert.compaction.neurons import Neurons, compact_neurons
 from sparsebert.compaction.thin_rows import without_thin_rows
-from sparsebert.linear_layers import conv1d_note
 from sparsebert.nn.packability import Packability, require_unpatched_forward
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
@@ -102,8 +100,6 @@ def analyze(
     Raises:
         ValueError: As ``sparsebert.compact.compact_``.
     """
-    if not is_bert_like(model) and (note := conv1d_note(model)):
-        raise ValueError(f"{type(model).__name__} cannot be compacted{note}")
     encoder = structure(model)
     if ticket is None:
         ticket = Ticket.from_model(model)

@@ -21,6 +21,7 @@ class PlaceholderLinear(nn.Module):
 
     weight_bits: Tensor
     bias: nn.Parameter | None
+    conv1d: type[nn.Module] | None = None  # as of ``SparseLinear``
 
     def __init__(self, layer: StoredLayer, dtype: torch.dtype) -> None:
         super().__init__()

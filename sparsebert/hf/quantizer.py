@@ -20,6 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from sparsebert.bert import canonical_key, full_name, is_adapted, is_bert_like, resolve, structure
 from sparsebert.compaction.manifest import description_of
 from sparsebert.compaction.rebuild import rebuild, require_rectangles
+from sparsebert.conv1d import as_linear, is_conv1d
 from sparsebert.cost.cpu_cost import cpu_model
 from sparsebert.cost.default_tokens import tokens_after_move
 from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
@@ -173,8 +174,10 @@ class SparseQuantizer(HfQuantizer):
             _require_fitting(model, path, key, layers[key])
         for key, path in self._paths.items():
             parent, _, child = path.rpartition(".")
-            dtype = model.get_submodule(path).weight.dtype
-            setattr(model.get_submodule(parent), child, PlaceholderLinear(layers[key], dtype))
+            dense = model.get_submodule(path)
+            placeholder = PlaceholderLinear(layers[key], dense.weight.dtype)
+            placeholder.conv1d = type(dense) if is_conv1d(dense) else None
+            setattr(model.get_submodule(parent), child, placeholder)
         self._absent_bits: dict[str, Tensor] = {}
         if checkpoint_files is not None:
             present = read_headers(checkpoint_files, renamer(model))
@@ -369,6 +372,8 @@ def _stored_layer(layer: SparseLinear, kept: int) -> StoredLayer:
 def _require_fitting(model: nn.Module, path: str, key: str, layer: StoredLayer) -> None:
     """Raise ValueError unless the model's module of this path can hold the layer of this key."""
     linear = model.get_submodule(path)
+    if is_conv1d(linear):
+        linear = as_linear(linear)
     if not isinstance(linear, nn.Linear):
         raise ValueError(
             f"the folder does not fit {type(model).__name__}: its {key} is a linear layer, that of the class "
@@ -395,7 +400,7 @@ def _selected(model: nn.Module, key: str, path: str, removed: str) -> TargetLaye
         mask = stored.mask().to(stored.weight_values.device)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-    return TargetLayer(key, path, stored, mask, removal_note=removed)
+    return TargetLayer(key, path, stored, mask, removal_note=removed, conv1d=stored.conv1d)
 
 
 def _outline(layer: TargetLayer) -> TargetLayer:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from sparsebert.atomic import replacing
-from sparsebert.bert import resolve, structure
+from sparsebert.bert import weight_of
+from sparsebert.linear_layers import unfiltered
 from sparsebert.lottery.disk_space import round_bytes, weight_bytes
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.mask_learning_method import MaskLearningMethod
@@ -428,7 +429,7 @@ class _Run:
 
 def _counts(ticket: Ticket, model: Any) -> Record:
     """Return the fields of the round's record about sparsities and counts."""
-    encoder = structure(model).linears
+    encoder = unfiltered(model)
     pruned = {key: int((~mask).sum()) for key, mask in ticket.masks.items()}
     prunable = sum(mask.numel() for mask in ticket.masks.values())
     return {
@@ -437,7 +438,7 @@ def _counts(ticket: Ticket, model: Any) -> Record:
         "kept": prunable - sum(pruned.values()),
         "prunable": prunable,
         "encoder_sparsity": sum(pruned.get(key, 0) for key in encoder)
-        / sum(resolve(model, key).get_parameter("weight").numel() for key in encoder),
+        / sum(weight_of(model, key).numel() for key in encoder),
     }
 
 

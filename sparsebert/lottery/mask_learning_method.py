@@ -8,10 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparsebert.bert import structure, weight_of
+from sparsebert.bert import weight_of
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source
-from sparsebert.lottery.start_ticket import require_biases_kept, unit_groups_of
+from sparsebert.lottery.start_ticket import require_biases_kept, types_of, unit_groups_of
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.mask_learning.rule import Goal, PrunableUnits, Rule, Scored
 from sparsebert.mask_learning.start_mask import kept_units, require_start_mask, started
@@ -64,7 +64,7 @@ class MaskLearningMethod(LotteryMethod):
         kept = kept_units(start, groups)
         goal = started(self.goal(config, steps), kept, groups)
         self.rule.check(goal)
-        units = PrunableUnits(groups, structure(model).types, config.units.scope)
+        units = PrunableUnits(groups, types_of(model, config.units), config.units.scope)
         require_start_mask(self.rule, units, goal, kept)
 
     def require_units(self, granularity: str, scope: str) -> None:
@@ -93,7 +93,7 @@ class MaskLearningMethod(LotteryMethod):
         """Apply the rule to a model and return its learner.
 
         Args:
-            model: A BERT.
+            model: A model of transformers.
             config: Configuration of the run.
             steps: Optimizer steps of the run.
             origin: A dense ticket of the model.

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import prunable, structure, weight_of
+from sparsebert.bert import weight_of
+from sparsebert.linear_layers import prunable
 from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.method import Source
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
+from sparsebert.pruning.prunable_structure import prunable_structure
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.pruning.unit_groups import UnitGroup, competition_groups, unit_groups
 from sparsebert.tickets.provenance import describe_model, weight_hash
@@ -25,8 +27,15 @@ _KEPT_METADATA = ("method", "granularity", "block_size", "round_to", "scope", "s
 
 def unit_groups_of(model: Any, units: PruningUnits) -> tuple[UnitGroup, ...]:
     """Return the units of a model that a run prunes."""
-    shapes = {key: weight_of(model, key).shape for key in prunable(model, units.include_pooler)}
-    return unit_groups(units.granularity, units.block_size, shapes, structure(model), units.round_to)
+    structure, keys = prunable_structure(model, units.granularity, include_pooler=units.include_pooler)
+    shapes = {key: weight_of(model, key).shape for key in keys}
+    return unit_groups(units.granularity, units.block_size, shapes, structure, units.round_to)
+
+
+def types_of(model: Any, units: PruningUnits) -> Mapping[str, str]:
+    """Return the type of each matrix that a run prunes, by key."""
+    structure, _ = prunable_structure(model, units.granularity, include_pooler=units.include_pooler)
+    return structure.types
 
 
 def start_ticket(ticket: Ticket, model: Any, units: PruningUnits) -> Ticket:
@@ -128,7 +137,7 @@ def require_start(start: Ticket, model: Any, config: RunConfig) -> None:
         )
     pruned = [round_.sparsity for round_ in config.rounds if round_.source is Source.TRAINED]
     if pruned:
-        types = structure(model).types
+        types = types_of(model, units)
         for competing in competition_groups(unit_groups_of(model, units), units.scope, types):
             _require_room(start.masks, competing, min(pruned), units.scope)
     if parse_granularity(units.granularity, units.block_size, units.round_to).pattern:

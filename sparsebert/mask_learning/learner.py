@@ -12,11 +12,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sparsebert.bert import base_model, embeddings, full_name, prunable, resolve, structure
+from sparsebert.bert import base_model, embeddings, full_name, is_bert_like, resolve, weight_of
 from sparsebert.mask_learning.masked_layers import GatedLinear, MaskedLinear
 from sparsebert.mask_learning.rule import Gated, Goal, PrunableUnits, Rule, Scored
 from sparsebert.mask_learning.start_mask import below_kept, kept_units, started
 from sparsebert.pruning.granularity import PANEL
+from sparsebert.pruning.prunable_structure import prunable_structure
 from sparsebert.pruning.unit_groups import UnitGroup, unit_groups
 from sparsebert.tickets.ticket import Ticket
 from sparsebert_kernels.masked import pack_mask, unpack_mask
@@ -30,7 +31,7 @@ class Learner:
     a float64 model).
 
     Args:
-        model: A BERT.
+        model: A model of transformers.
         rule: Turns scores into masks.
         goal: Length and target density of the run.
         origin: A dense ticket of the model, which identifies the model in the learned ticket's metadata.
@@ -73,10 +74,9 @@ class Learner:
         options: Mapping[str, Any] | None = None,
         start: Ticket | None = None,
     ) -> None:
-        bert = structure(model)
-        names = prunable(model, include_pooler)
-        shapes = {key: torch.as_tensor(resolve(model, key).weight).shape for key in names}
-        groups = unit_groups(granularity, block_size, shapes, bert, round_to)
+        structure, names = prunable_structure(model, granularity, include_pooler=include_pooler)
+        shapes = {key: weight_of(model, key).shape for key in names}
+        groups = unit_groups(granularity, block_size, shapes, structure, round_to)
         start_units = {} if start is None else kept_units(start, groups)
         if start is not None:
             goal = started(goal, start_units, groups)
@@ -87,7 +87,7 @@ class Learner:
         # Only the description of the model is kept: the ticket's masks take a byte for each weight.
         self._origin, self._pooling, self._shapes = origin.metadata["model"], pooling, shapes
         self._method, self._options = method, asdict(rule) if options is None else dict(options)
-        self.units = PrunableUnits(groups, bert.types, scope)
+        self.units = PrunableUnits(groups, structure.types, scope)
         self._recorded = {"granularity": granularity, "scope": scope, "pooling": pooling, "seed": seed}
         if block_size is not None:
             self._recorded["block_size"] = list(block_size)
@@ -98,7 +98,7 @@ class Learner:
         self._required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._freeze_()
         self._scores: dict[str, nn.Parameter] = {}
-        self._linears: dict[str, nn.Linear] = {}
+        self._linears: dict[str, nn.Module] = {}
         self._layers: dict[str, MaskedLinear] = {}
         for group in groups:
             self._insert_(group, start_units.get(group.name))
@@ -161,7 +161,7 @@ class Learner:
         for layer in self._layers.values():
             if isinstance(layer, GatedLinear):
                 with torch.no_grad():
-                    layer.weight.mul_(layer.eval().gates())
+                    layer.matrix.mul_(layer.eval().gates())
         for key, linear in self._linears.items():
             _replace(self.model, key, linear)
         for parameter, required in self._required_grad:
@@ -170,14 +170,20 @@ class Learner:
         return ticket
 
     def _freeze_(self) -> None:
-        frozen = [embeddings(self.model) if self.rule.trains_weights else base_model(self.model)]
+        frozen: list[nn.Module] = []
+        if not self.rule.trains_weights:
+            frozen = [base_model(self.model) if is_bert_like(self.model) else self.model.base_model]
+        elif is_bert_like(self.model):
+            frozen = [embeddings(self.model)]
+        else:
+            frozen = [each for each in self.model.base_model.modules() if isinstance(each, nn.Embedding)]
         if not self.rule.trains_head:
             frozen.append(self.model)
         for module in frozen:
             module.requires_grad_(False)
 
     def _magnitudes(self, group: UnitGroup) -> Tensor:
-        weights = {key: self._layers[key].weight.detach().abs() for key in group.parts}
+        weights = {key: self._layers[key].matrix.detach().abs() for key in group.parts}
         pooled = group.pool(weights, self._pooling)
         if group.name not in self._start:
             return pooled
@@ -198,7 +204,6 @@ class Learner:
             self._scores[group.name] = scores
         for key, units in group.parts.items():
             linear = resolve(self.model, key)
-            assert isinstance(linear, nn.Linear)
             self._linears[key] = linear
             owns_scores = key == group.name
             if isinstance(self.rule, Gated):

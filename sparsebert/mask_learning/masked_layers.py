@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsebert.conv1d import is_conv1d
 from sparsebert.mask_learning.rule import Gated
 from sparsebert.pruning.granularity import Granularity
 from sparsebert_kernels.masked import masked_linear, pack_mask
@@ -23,7 +24,7 @@ class MaskedLinear(nn.Linear):
     they are its parameter ``mask_scores``, as in Hugging Face's movement pruning.
 
     Args:
-        linear: Layer whose weight and bias are shared.
+        linear: Linear layer or ``Conv1D`` whose weight and bias are shared.
         scores: Scores of the units, float32 in the shape of their grid or of the weight; None if untrained.
         units: How the weight is divided into units.
         owns_scores: Whether the scores are a parameter of this layer. A unit that spans several matrices has
@@ -31,11 +32,12 @@ class MaskedLinear(nn.Linear):
     """
 
     def __init__(
-        self, linear: nn.Linear, scores: nn.Parameter | None, units: Granularity, owns_scores: bool
+        self, linear: Any, scores: nn.Parameter | None, units: Granularity, owns_scores: bool
     ) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
+        self._is_conv1d = is_conv1d(linear)
+        self.out_features, self.in_features = self.matrix.shape
         self.train(linear.training)
         if owns_scores:
             self.mask_scores = scores
@@ -43,6 +45,11 @@ class MaskedLinear(nn.Linear):
         self._scores = (scores,)
         self._units = units
         self._packed: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as [out, in]; a view of that of a ``Conv1D``."""
+        return self.weight.t() if self._is_conv1d else self.weight
 
     def set_mask(self, mask: Tensor) -> None:
         """Set the mask, bool [out, in], True = keep, on the device of the weight."""
@@ -52,9 +59,10 @@ class MaskedLinear(nn.Linear):
         if self._packed is None:
             raise RuntimeError("a masked layer has no mask yet: call Learner.derive_ before the model")
         (scores,) = self._scores
-        if scores is not None and scores.shape != self.weight.shape:
-            scores = _Spread.apply(scores, self._units, self.weight.shape)
-        return masked_linear(input, self.weight, self._packed, self.bias, scores=scores)
+        matrix = self.matrix
+        if scores is not None and scores.shape != matrix.shape:
+            scores = _Spread.apply(scores, self._units, matrix.shape)
+        return masked_linear(input, matrix, self._packed, self.bias, scores=scores)
 
 
 class GatedLinear(MaskedLinear):
@@ -65,7 +73,7 @@ class GatedLinear(MaskedLinear):
     """
 
     def __init__(
-        self, linear: nn.Linear, scores: nn.Parameter, units: Granularity, owns_scores: bool, rule: Gated
+        self, linear: Any, scores: nn.Parameter, units: Granularity, owns_scores: bool, rule: Gated
     ) -> None:
         super().__init__(linear, scores, units, owns_scores)
         self._rule = rule
@@ -80,11 +88,11 @@ class GatedLinear(MaskedLinear):
         (scores,) = self._scores
         assert scores is not None
         gates = self._rule.gates(scores, self._uniform if self.training else None)
-        shape = self.weight.shape
+        shape = self.matrix.shape
         return self._units.expand(gates.view(self._units.units(shape)), shape)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.gates() * self.weight, self.bias)
+        return F.linear(input, self.gates() * self.matrix, self.bias)
 
 
 class _Spread(torch.autograd.Function):

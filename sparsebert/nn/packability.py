@@ -17,15 +17,15 @@ class Packability:
         self.model = model
         self._names: dict[int, list[str]] = defaultdict(list)
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            self._names[id(parameter)].append(name)
+            self._names[_memory(parameter)].append(name)
 
     def is_tied(self, linear: nn.Linear) -> bool:
         """Whether another module has the same weight."""
-        return len(self._names[id(linear.weight)]) > 1
+        return len(self._names[_memory(linear.weight)]) > 1
 
     def tie(self, name: str, linear: nn.Linear) -> str:
         """Return the reason why a tied layer of this full name cannot be packed."""
-        others = ", ".join(sorted({*self._names[id(linear.weight)]} - {f"{name}.weight"}))
+        others = ", ".join(sorted({*self._names[_memory(linear.weight)]} - {f"{name}.weight"}))
         return f"{name}.weight is tied to {others}: packing would untie them"
 
     def require(self, name: str, linear: nn.Linear) -> None:
@@ -54,6 +54,13 @@ class Packability:
             raise ValueError(f"{name} is on the meta device: load its weights first")
         if not weight.numel():
             raise ValueError(f"{name} has an empty weight, {list(weight.shape)}")
+
+
+def _memory(weight: Tensor) -> int:
+    """Return the address of a weight, which a ``Conv1D`` shares with its linear layer; else its identity."""
+    plain = type(weight) in (nn.Parameter, Tensor) and weight.layout == torch.strided
+    # Meta and empty tensors have no address.
+    return (plain and weight.data_ptr()) or id(weight)
 
 
 def require_unpatched_forward(name: str, module: nn.Module) -> None:

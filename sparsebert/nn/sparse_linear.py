@@ -77,6 +77,8 @@ class SparseLinear(nn.Module):
     bias: nn.Parameter | None
     values: Tensor
     weight_requires_grad: bool  # the dense weight's flag, for `densify_`
+    # Class of the `Conv1D` of transformers that the layer stands for; its state_dict holds [in, out].
+    conv1d: type[nn.Module] | None = None
 
     def __init__(
         self,
@@ -394,6 +396,7 @@ class SparseLinear(nn.Module):
             stored = to_stored(weight, self.mask)
             destination.update({f"{prefix}{name}": tensor for name, tensor in stored.items()})
         else:
+            weight = weight if self.conv1d is None else weight.t().contiguous()
             destination[f"{prefix}weight"] = weight if keep_vars else weight.detach()
         if bias is not None:
             destination[f"{prefix}bias"] = bias if keep_vars else bias.detach()
@@ -426,7 +429,7 @@ class SparseLinear(nn.Module):
                 bits, kept = (state_dict[name] for name in stored)
                 weight = stored_weight(kept, unpack_bits(bits, (self.out_features, self.in_features)))
             else:
-                weight = state_dict[key]
+                weight = state_dict[key] if self.conv1d is None else state_dict[key].t()
             weight, mask = self._loadable(weight)
         except ValueError as error:
             error_msgs.append(f"{key}: {error}")

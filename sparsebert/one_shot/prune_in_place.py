@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from sparsebert.bert import require_module
+from sparsebert.conv1d import as_linears
 from sparsebert.linear_layers import Filter
 from sparsebert.one_shot.layer_problem import LAYER_METHODS, LayerMethod
 from sparsebert.pruning.density import Number
@@ -114,18 +116,20 @@ def prune_(
     for name in [name for name in options if name not in accepted]:
         if options.pop(name) != defaults[name]:
             raise ValueError(f"{name} does not apply to method {pruning_method.name}: omit it")
-    return prune(
-        model,
-        pruning_method,
-        data=data,
-        sparsity=sparsity,
-        granularity=granularity,
-        tokenizer=tokenizer,
-        filter=filter,
-        checkpoint=checkpoint,
-        progress=progress,
-        **options,
-    )
+    require_module(model)
+    with as_linears(model):
+        return prune(
+            model,
+            pruning_method,
+            data=data,
+            sparsity=sparsity,
+            granularity=granularity,
+            tokenizer=tokenizer,
+            filter=filter,
+            checkpoint=checkpoint,
+            progress=progress,
+            **options,
+        )
 
 
 def _family_of(method: Any) -> Callable[..., Ticket]:

@@ -155,6 +155,7 @@ def _sparse(target: TargetLayer, layer_plan: LayerPlan, trainable: bool) -> Spar
         target.linear, target.mask, layer_plan.format, trainable=trainable, **layer_plan.options
     )
     sparse.plan = _followed(layer_plan, sparse)
+    sparse.conv1d = target.conv1d
     return sparse
 
 

@@ -18,8 +18,9 @@ from sparsebert.bert import (
     structure,
 )
 from sparsebert.compaction.live_rectangle import RectangleLinear
-from sparsebert.linear_layers import CONV1D, Filter, conv1d_note, is_conv1d, require_filter
-from sparsebert.nn.packability import Packability
+from sparsebert.conv1d import as_linear, is_conv1d
+from sparsebert.linear_layers import Filter, require_filter
+from sparsebert.nn.packability import Packability, require_unpatched_forward
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
@@ -36,6 +37,7 @@ class TargetLayer:
         bias_mask: bool [out], True = keep, if the ticket prunes biases too.
         removal_note: The parts that compaction removed from the layer, as text; "" if none.
         configured: Number of weights before compaction; None if compaction leaves the layer as it is.
+        conv1d: Class of the ``Conv1D`` that ``linear`` shares its weight with; None for a linear layer.
     """
 
     key: str
@@ -45,6 +47,7 @@ class TargetLayer:
     bias_mask: Tensor | None = None
     removal_note: str = ""
     configured: int | None = None
+    conv1d: type[nn.Module] | None = None
 
     @property
     def dense_nbytes(self) -> int:
@@ -117,9 +120,6 @@ def select_target_layers(
 
 def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Iterator[TargetLayer]:
     require_ticket(ticket)
-    for key in ticket.masks:
-        if is_conv1d(_module_of(model, key)):
-            raise ValueError(f"{full_name(model, key)} is {CONV1D}")
     ticket.check(model)
     packability, dead = Packability(model), ticket.dead_biases()
     for key, mask in ticket.masks.items():
@@ -127,28 +127,29 @@ def _of_ticket(model: nn.Module, ticket: Ticket, filter: Filter | None) -> Itera
         linear: nn.Module = module
         if isinstance(module, RectangleLinear):
             linear, mask = module.to_linear(), module.whole(mask.to(module.weight.device))
+        elif is_conv1d(module):
+            require_unpatched_forward(name, module)
+            linear = as_linear(module)
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"{name} is a {type(linear).__name__}, not a linear layer")
         if filter is None or filter(name, linear):
             packability.require(name, linear)
             device = linear.weight.device
-            yield TargetLayer(key, name, linear, mask.to(device), ~dead[key] if key in dead else None)
+            bias_mask = ~dead[key] if key in dead else None
+            yield TargetLayer(key, name, linear, mask.to(device), bias_mask, conv1d=_conv1d(module))
 
 
-def _module_of(model: nn.Module, key: str) -> nn.Module | None:
-    try:
-        return resolve(model, key)
-    except ValueError:  # ``Ticket.check`` says so
-        return None
+def _conv1d(module: nn.Module) -> type[nn.Module] | None:
+    return type(module) if is_conv1d(module) else None
 
 
 def _why_skipped(model: nn.Module) -> str:
-    """Return why layers with zeros were left out: their weights are tied, or they are ``Conv1D``; or ""."""
+    """Return why layers with zeros were left out, which is that their weights are tied; or ""."""
     packability = Packability(model)
     for name, linear in model.named_modules():
         if isinstance(linear, nn.Linear) and packability.is_tied(linear) and not linear.weight.all():
             return f" that can be packed: {packability.tie(name, linear)}"
-    return conv1d_note(model)
+    return ""
 
 
 def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[TargetLayer]:
@@ -162,7 +163,7 @@ def _of_zeros(model: nn.Module, filter: Filter | None) -> Iterator[TargetLayer]:
         packability.require(name, linear)
         mask = linear.weight.detach() != 0
         if filter is not None or not mask.all():
-            yield TargetLayer(key, name, linear, mask)
+            yield TargetLayer(key, name, linear, mask, conv1d=_conv1d(model.get_submodule(name)))
 
 
 def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, str, nn.Linear]]:
@@ -178,5 +179,8 @@ def _searched(model: nn.Module, filter: Filter | None) -> Iterator[tuple[str, st
                 yield key, full_name(model, key), module
     else:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and not is_of_adapter(model, name):
+            if is_conv1d(module):
+                require_unpatched_forward(name, module)
+                yield name, name, as_linear(module)
+            elif isinstance(module, nn.Linear) and not is_of_adapter(model, name):
                 yield canonical_key(name) if bert_like else name, name, module

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import Structure, resolve
+from sparsebert.bert import Structure, resolve, weight_of
 from sparsebert_kernels.errors import unknown
 
 GATED = ("head", "neuron", "mlp")
@@ -40,7 +40,7 @@ class GateSite:
 
     def count(self, model: nn.Module) -> int:
         """Return the number of gates."""
-        features = torch.as_tensor(resolve(model, self.key).weight).shape[1]
+        features = weight_of(model, self.key).shape[1]
         return 1 if self.width is None else features // self.width
 
     def hook(self, model: nn.Module, gates: Tensor) -> Any:

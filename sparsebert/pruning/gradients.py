@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sparsebert.bert import full_name, resolve
+from sparsebert.bert import full_name, resolve, weight_of
+from sparsebert.conv1d import oriented
 
 
 def loss_gradients(
@@ -50,7 +51,7 @@ def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
     """Copy weights (key -> [out, in]) to the device and dtype of the model's weights."""
     copies = {}
     for key, weight in weights.items():
-        like = torch.as_tensor(resolve(model, key).weight)
+        like = weight_of(model, key)
         copies[key] = weight.to(like.device, like.dtype, copy=True)
     return copies
 
@@ -86,7 +87,10 @@ def loss_of(
     model: nn.Module, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor], inputs: dict[str, Any]
 ) -> Tensor:
     """Return the loss of a batch with these weights and biases. Raises ValueError if the model gives none."""
-    values = {f"{full_name(model, key)}.weight": weight for key, weight in weights.items()}
+    values = {
+        f"{full_name(model, key)}.weight": oriented(resolve(model, key), weight)
+        for key, weight in weights.items()
+    }
     values |= {f"{full_name(model, key)}.bias": bias for key, bias in biases.items()}
     loss = getattr(functional_call(model, values, (), inputs), "loss", None)
     if loss is None:

@@ -61,7 +61,7 @@ def trace_units(model: nn.Module, data: Any = None) -> list[UnitSpan]:
         torch.manual_seed(0)
         copy = skeleton(model, copies)
         for name, linear in linear_layers(model):
-            _record(name, linear, copies[linear], calls)
+            _record(name, linear, copies[model.get_submodule(name)], calls)
         try:
             copy(**example_inputs(model, data))
         except Exception as error:  # an unknown model may fail in any way

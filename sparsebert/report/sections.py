@@ -34,6 +34,7 @@ from sparsebert.report.plots import Picture, speedup_pictures
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
 from sparsebert.report.revision_tables import revision_tables
+from sparsebert.report.robustness_tables import robustness_tables
 from sparsebert.report.roofline_tables import roofline_tables
 from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
@@ -142,6 +143,7 @@ _KINDS = (
     Kind("runs", _runs, run_tables, run_pictures),
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
+    Kind("robustness", _of("robustness"), robustness_tables),
     Kind("tickets", _of("prune", "prune_seeds", "convert"), ticket_tables),
     Kind(
         "inspect",

@@ -7,7 +7,7 @@ from sparsebert.tasks.encoding import Encoded, EncodedOnce, EncodedQuestions, Te
 from sparsebert.tasks.examples import Example, Examples, Question, TaskData
 from sparsebert.tasks.label_order import label_config, require_label_order
 from sparsebert.tasks.load import Data, load
-from sparsebert.tasks.local import load_files
+from sparsebert.tasks.local import load_files, load_texts
 from sparsebert.tasks.registry import TASKS, Task, find_task
 from sparsebert.tasks.squad import answer_texts, best_answers
 
@@ -32,5 +32,6 @@ __all__ = [
     "label_config",
     "load",
     "load_files",
+    "load_texts",
     "require_label_order",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sparsebert.tasks.metrics import IGNORED
 from sparsebert.tasks.registry import Task, find_task
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def collate(
     Masked language modelling selects 15 % of the tokens and replaces 80 % of these by the mask token and
     10 % by a random token (BERT). The selection depends only on ``seed`` and the tokens of the batch, so a
     run that resumes in the middle of an epoch, or with another number of workers, masks the same tokens.
+    Causal language modelling labels every token with itself, and padding with -100: models shift the labels.
 
     Args:
         task: The task, or its name.
@@ -44,9 +46,10 @@ def collate(
     """
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
-    if find_task(task).kind != "mlm":
+    kind = find_task(task).kind
+    if kind != "mlm":
         padding: Collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-        return padding
+        return _CausalCollator(padding) if kind == "clm" else padding
     if tokenizer.mask_token is None:
         raise ValueError(
             f"masked language modelling needs a tokenizer with a mask token, got {type(tokenizer).__name__}"
@@ -54,6 +57,19 @@ def collate(
     return _MaskingCollator(
         DataCollatorForLanguageModeling(tokenizer, pad_to_multiple_of=pad_to_multiple_of), seed
     )
+
+
+class _CausalCollator:
+    """Padding, and labels for causal language modelling."""
+
+    def __init__(self, padding: Collator) -> None:
+        self._padding = padding
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = dict(self._padding(examples))
+        # By the attention mask: the padding token may be the end token, which is predicted.
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return batch
 
 
 class _MaskingCollator:

@@ -122,7 +122,8 @@ def encode(
     """Encode a task's examples.
 
     Sentences and pairs are truncated, the longer text of a pair first. Paragraphs of SQuAD become overlapping
-    windows (:class:`EncodedQuestions`). Running text is joined and cut into blocks, without loss.
+    windows (:class:`EncodedQuestions`). Running text is joined and cut into blocks, without loss; for causal
+    language modelling as in transformers' run_clm.py, but without special tokens, and with the last block.
 
     Args:
         examples: The examples.
@@ -136,6 +137,9 @@ def encode(
     task = find_task(task)
     length = task.max_length if text_format.max_length is None else text_format.max_length
     room = length - int(tokenizer.num_special_tokens_to_add(pair=len(task.columns) > 1))
+    if task.kind == "clm":
+        # The first token of a block is predicted by none.
+        return Encoded(_blocks(cast("Sequence[str]", examples), tokenizer, max(length, 2), causal=True), {})
     if room < len(task.columns):
         raise ValueError(
             f"max_length={length} leaves no room for text beside the special tokens; use a larger one"
@@ -161,9 +165,14 @@ def _encode_texts(
         yield from _rows(encoded)
 
 
-def _blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Row]:
-    """Join all lines into one stream of tokens, and yield it in blocks, each between [CLS] and [SEP]."""
-    unknown_token = tokenizer.unk_token
+def _blocks(
+    lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, *, causal: bool = False
+) -> Iterator[Row]:
+    """Join all lines into one stream of tokens, and yield it in blocks, each between [CLS] and [SEP].
+
+    For causal language modelling blocks have no special tokens, and a last one of a single token is left out.
+    """
+    unknown_token = tokenizer.unk_token or _RARE_WORD
     texts = [line.replace(_RARE_WORD, unknown_token) for line in lines if line.strip()]
     chunks = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
     ids: Iterator[int] = chain.from_iterable(
@@ -171,11 +180,11 @@ def _blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length
         for chunk in chunks
     )
     has_types = "token_type_ids" in tokenizer.model_input_names
-    room = max_length - 2
+    room, least = (max_length, 2) if causal else (max_length - 2, 1)
     block: list[int] = []
     for token in chain(ids, (None,)):
-        if block and (token is None or len(block) == room):
-            row = [tokenizer.cls_token_id, *block, tokenizer.sep_token_id]
+        if len(block) >= least and (token is None or len(block) == room):
+            row = block if causal else [tokenizer.cls_token_id, *block, tokenizer.sep_token_id]
             yield {"input_ids": row} | ({"token_type_ids": [0] * len(row)} if has_types else {})
             block = []
         if token is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,13 @@ from sparsebert.tasks import (
 )
 from sparsebert.tasks.metrics import IGNORED
 
+
+class Evaluate(Protocol):
+    """Maps a model to its metrics; see :func:`evaluator`."""
+
+    def __call__(self, model: nn.Module, answers: dict[str, Any] | None = None) -> dict[str, float]: ...
+
+
 # Keys of a batch that a model is scored on, not given.
 TARGETS = ("labels", "start_positions", "end_positions")
 
@@ -37,11 +44,13 @@ def evaluator(
     *,
     batch_size: int = 32,
     encode: Callable[..., Encoded] = encode,
-) -> Callable[[nn.Module], dict[str, float]]:
+) -> Evaluate:
     """Return a function that maps a model with the task's head to its metrics on all validation splits.
 
     The function leaves the model in eval mode. Examples are encoded once; masked language modelling masks
-    the same tokens every time.
+    the same tokens every time. If a dict is passed as ``answers``, the function writes each split's
+    predictions into it, as :func:`sparsebert.tasks.metrics.compute` takes them, in the order of the examples;
+    not of language modelling.
 
     Args:
         task: The task.
@@ -59,7 +68,7 @@ def evaluator(
     }
     collator = collate(task, tokenizer)
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
+    def evaluate(model: nn.Module, answers: dict[str, Any] | None = None) -> dict[str, float]:
         scores: dict[str, float] = {}
         for split, examples in encoded.items():
             # Sorting by length saves padding. SQuAD needs its order, which assigns windows to questions.
@@ -69,7 +78,10 @@ def evaluator(
                 else np.argsort(examples.lengths, kind="stable")
             )
             loader = DataLoader(examples, batch_size, sampler=order, collate_fn=collator)
-            scores |= metrics.compute(task, *_answers(task, model, examples, loader), split=split)
+            predictions, references = _answers(task, model, examples, loader)
+            scores |= metrics.compute(task, predictions, references, split=split)
+            if answers is not None and not task.models_language:
+                answers[split] = predictions if order is None else predictions[np.argsort(order)]
         return scores
 
     return evaluate
@@ -112,6 +124,13 @@ def _answers(
         if task.kind == "mlm":
             masked = labels != IGNORED
             logits, labels = logits[masked].argmax(-1), labels[masked]
+        elif task.kind == "clm":
+            # Token t is predicted at position t - 1.
+            labels = labels[:, 1:]
+            scored = labels != IGNORED
+            logits, labels = logits[:, :-1][scored], labels[scored]
+            logarithms = logits.log_softmax(-1).gather(1, labels[:, None])
+            logits = torch.cat([logits.argmax(-1, keepdim=True).double(), logarithms.double()], 1)
         predictions.append(logits)
         references.append(labels)
     return torch.cat(predictions).numpy(), torch.cat(references).numpy()

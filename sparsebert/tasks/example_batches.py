@@ -54,7 +54,7 @@ def example_batches(
 
     draw = random.Random(seed)
     drawn: Any = rows
-    if count is not None and task.kind != "mlm":
+    if count is not None and not task.models_language:
         drawn = draw.sample(list(rows), min(count, len(rows)))
     if outputs is not None:
         drawn = [_relabelled(row, outputs) for row in drawn]

@@ -60,7 +60,7 @@ def require_usable(examples: Examples, task: Task, where: str) -> None:
     """Raise ValueError if there are no examples or all labels are equal. ``where`` names their origin."""
     if not examples:
         raise ValueError(f"{where}: no examples")
-    if task.kind in ("span", "mlm"):
+    if task.kind == "span" or task.models_language:
         return
     labels = {example.label for example in examples if isinstance(example, Example)}
     if len(labels) == 1:

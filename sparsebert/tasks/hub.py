@@ -36,7 +36,7 @@ def load_split(task: Task, split: str) -> tuple[Examples, str]:
             f"{where}, {split}: no column {missing[0]!r}; the columns are {', '.join(dataset.column_names)}"
         )
     source = f"{where}, {split} ({dataset._fingerprint})"
-    if task.kind == "mlm":
+    if task.models_language:
         return [line for line in dataset["text"] if line.strip()], source
     if task.kind == "span":
         return [_question(row, where) for row in dataset], source

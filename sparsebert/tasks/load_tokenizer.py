@@ -16,7 +16,7 @@ _FILE = "tokenizer.json"
 
 
 def load_tokenizer(name: str, vocabulary: int | None = None) -> Any:
-    """Load the tokenizer of a model.
+    """Load the tokenizer of a model. One without a padding token, as GPT-2's, pads with its end token.
 
     Args:
         name: Hub id or folder of the model.
@@ -47,6 +47,8 @@ def load_tokenizer(name: str, vocabulary: int | None = None) -> Any:
         raise ValueError(
             f"{name}: its tokenizer's vocabulary of {size} does not fit embeddings of {vocabulary}"
         )
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sparsebert.tasks.examples import Example, Examples, TaskData, require_usable
 from sparsebert.tasks.label_cleaning import classes_of, dropped_rows, read_table, require_distinct
 from sparsebert.tasks.label_order import with_label_map
-from sparsebert.tasks.registry import Layout, Task
+from sparsebert.tasks.registry import BLOCK_TOKENS, LANGUAGE_METRICS, Kind, Layout, Task
 from sparsebert.tasks.squad import read_squad
 from sparsebert.tasks.tables import Column, label_parser, lines_of, read_columns, read_text, stripped
 
@@ -51,8 +51,8 @@ def load_split(task: Task, file: Path) -> Examples:
     """Load a split from its file. Raises ValueError in one line, with file and line, for bad content."""
     if task.kind == "span":
         examples: Examples = read_squad(file)
-    elif task.kind == "mlm":
-        examples = [line for line in lines_of(read_text(file)) if line.strip()]
+    elif task.models_language:
+        examples = _running_text(file)
     else:
         layout = task.layout
         assert layout is not None
@@ -70,6 +70,41 @@ def read_examples(
         Example(values[:-1], parse(values[-1], f"{file}:{line}"))
         for line, values in read_columns(file, [*columns, label])
     ]
+
+
+def load_texts(
+    train: str | os.PathLike[str] | None, validation: str | os.PathLike[str] | None, *, kind: Kind, name: str
+) -> TaskData:
+    """Load running text of the user, to train or evaluate a language model on.
+
+    Args:
+        train: Text file to train on; None to evaluate only.
+        validation: Text file to evaluate on; None where nothing is evaluated.
+        kind: "mlm" for masked, "clm" for causal language modelling.
+        name: The task's name.
+
+    Raises:
+        ValueError: For a file without text, or one that is not UTF-8.
+        FileNotFoundError: For a missing file.
+    """
+    metrics, length = LANGUAGE_METRICS[kind], BLOCK_TOKENS[kind]
+    task = Task(name=name, kind=kind, metrics=metrics, columns=("text",), label="", max_length=length)
+    splits: dict[str, Examples] = {}
+    source: dict[str, str] = {}
+    for split, path in (("train", train), ("validation", validation)):
+        if path is not None:
+            splits[split] = _running_text(Path(path))
+            require_usable(splits[split], task, str(path))
+            source[split] = _fingerprint(Path(path))
+    return TaskData(task, splits.pop("train", []), splits, source)
+
+
+def _fingerprint(file: Path) -> str:
+    return f"{file.name} (sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]})"
+
+
+def _running_text(file: Path) -> list[str]:
+    return [line for line in lines_of(read_text(file)) if line.strip()]
 
 
 def load_files(
@@ -141,8 +176,7 @@ def load_files(
             Example(row.texts, parse(row.label, f"{table.path}:{row.line}")) for row in table.rows
         ]
         require_usable(splits[split], task, str(table.path))
-        digest = hashlib.sha256(table.path.read_bytes()).hexdigest()
-        source[split] = f"{table.path.name} (sha256:{digest[:16]})"
+        source[split] = _fingerprint(table.path)
         if table.dropped:
             source[split] += f" without {table.dropped} empty rows"
     if labels is not None and train is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import string
@@ -17,6 +18,8 @@ from sparsebert.tasks.registry import Task, find_task, split_suffix
 _NO_CLASS = -1
 # Label of tokens that are not scored (torch's ignore_index).
 IGNORED = -100
+# Probability of a token in place of one that is not finite.
+_LEAST = 1e-300
 
 
 def compute(
@@ -32,14 +35,15 @@ def compute(
         task: The task, or its name.
         predictions: Classification: classes [n] (integers) or logits [n, classes]. Regression: [n] or [n, 1].
             Spans: texts. Masked language modelling: token ids of any shape, or logits with the vocabulary as
-            the last dimension.
+            the last dimension. Causal language modelling: float64 [n, 2], the predicted id and the natural
+            logarithm of the reference's probability.
         references: Classification and regression: [n]. Spans: lists of accepted texts. Masked language
-            modelling: token ids; -100 is not scored.
+            modelling: token ids; -100 is not scored. Causal language modelling: token ids [n].
         split: The validation split; required if the task has several.
 
     Returns:
-        Metrics by name, as shares: 0.91, not 91. If the task has several splits, the names hold the split:
-        ``accuracy_matched`` and ``accuracy_mismatched`` for MNLI.
+        Metrics by name, as shares: 0.91, not 91; perplexities as they are. If the task has several splits,
+        the names hold the split: ``accuracy_matched`` and ``accuracy_mismatched`` for MNLI.
 
     Raises:
         ValueError: For an unknown task or split, and for sizes that are 0 or differ.
@@ -56,9 +60,13 @@ def compute(
             "there must be as many predictions as references, and at least one, got "
             f"{len(predictions)} predictions for {len(references)} references"
         )
-    score = {"classification": _classification, "regression": _regression, "span": _span, "mlm": _mlm}[
-        task.kind
-    ]
+    score = {
+        "classification": _classification,
+        "regression": _regression,
+        "span": _span,
+        "mlm": _mlm,
+        "clm": _clm,
+    }[task.kind]
     scores = score(task, predictions, references)
     return {name + split_suffix(split): scores[name] for name in task.metrics}
 
@@ -129,6 +137,19 @@ def _mlm(task: Task, predictions: Any, references: Any) -> dict[str, float]:
     if not scored.any():
         raise ValueError("references hold no masked token to score")
     return {"accuracy": float((guess[scored] == truth[scored]).mean())}
+
+
+def _clm(task: Task, predictions: Any, references: Any) -> dict[str, float]:
+    guess, truth = np.asarray(predictions, dtype=np.float64), np.asarray(references)
+    if guess.shape != (*truth.shape, 2):
+        raise ValueError(f"predictions have shape {guess.shape}, references {truth.shape}; they must agree")
+    logarithms = guess[:, 1]
+    if not (finite := np.isfinite(logarithms)).all():
+        _warn(f"{(~finite).sum()} of {len(finite)} probabilities are not finite: they count as {_LEAST}")
+        logarithms = np.where(finite, logarithms, math.log(_LEAST))
+    # The exponential of the mean negative logarithm; bounded, because JSON has no infinity.
+    perplexity = math.exp(min(-float(logarithms.mean()), -math.log(_LEAST)))
+    return {"accuracy": float((guess[:, 0] == truth).mean()), "perplexity": perplexity}
 
 
 def _span(task: Task, predictions: Any, references: Any) -> dict[str, float]:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.bert import is_bert_like, positions
+from sparsebert.bert import is_bert_like
+from sparsebert.linear_layers import unfiltered
+from sparsebert.one_shot.calibration import position_limit
 from sparsebert.tasks import Task, TextFormat, label_config
 from sparsebert.tasks.label_order import label_positions, reorder_outputs_
 from sparsebert.tasks.load_tokenizer import load_tokenizer
@@ -20,6 +22,7 @@ _MODEL_CLASSES = {
     "regression": "AutoModelForSequenceClassification",
     "span": "AutoModelForQuestionAnswering",
     "mlm": "AutoModelForMaskedLM",
+    "clm": "AutoModelForCausalLM",
 }
 
 
@@ -32,7 +35,7 @@ def load_model(
     label_words: Sequence[str] | None = None,
     template: str | None = None,
 ) -> tuple[Any, Any]:
-    """Load a pre-trained BERT with the task's head, and its tokenizer.
+    """Load a pre-trained model with the task's head, and its tokenizer.
 
     If the checkpoint has a head for the task, the order of its labels is checked; the task's ``model_labels``
     bring its outputs into the task's order.
@@ -50,9 +53,9 @@ def load_model(
         The model, in fp32 on the CPU, and the tokenizer.
 
     Raises:
-        ValueError: For a model of another family, labels of another task, a missing head with ``trained``, or
-            unusable files (see :mod:`sparsebert.tasks.load_checked` and
-            :mod:`sparsebert.tasks.load_tokenizer`).
+        ValueError: For a model without linear layers to prune, an encoder for causal language modelling,
+            labels of another task, a missing head with ``trained``, or unusable files (see
+            :mod:`sparsebert.tasks.load_checked` and :mod:`sparsebert.tasks.load_tokenizer`).
         OSError: For a model that is missing or holds no weights.
     """
     import transformers
@@ -67,6 +70,7 @@ def load_model(
 
         tokenizer = load_tokenizer(name, config.vocab_size)
         return _require_bert(load_in_words(name, task, tokenizer, label_words, template), name), tokenizer
+    _require_direction(name, config, task)
     cls = getattr(transformers, _MODEL_CLASSES[task.kind])
     options, outputs = label_config(task), None
     trained_head = has_head(config, task.kind)
@@ -84,7 +88,30 @@ def load_model(
         model = load_weights(cls, name, fresh_head=not trained_head, dtype=torch.float32, **options)
     if outputs is not None:
         reorder_outputs_(model, task, outputs)
-    return _require_bert(model, name), load_tokenizer(name, model.config.vocab_size)
+    tokenizer = load_tokenizer(name, model.config.vocab_size)
+    if model.config.pad_token_id is None:  # a classifier of GPT-2 needs it to find the last token
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return _require_prunable(model, name), tokenizer
+
+
+def _require_direction(name: str, config: Any, task: Task) -> None:
+    """Raise ValueError for causal language modelling of an encoder, and for masked one of a decoder."""
+    from transformers.models.auto import modeling_auto as auto
+
+    masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    is_decoder = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    # BERT has a class for both, and reads in both directions unless its configuration says otherwise.
+    is_decoder = is_decoder and (not masked or getattr(config, "is_decoder", False))
+    if task.kind == "clm" and not is_decoder:
+        raise ValueError(
+            f"{name} ({config.model_type}) reads texts in both directions; {task.name} is causal language "
+            "modelling: use a decoder, such as GPT-2 or Llama, or masked language modelling"
+        )
+    if task.kind == "mlm" and not masked:
+        raise ValueError(
+            f"{name} ({config.model_type}) has no masked language model, and {task.name} needs one: use an "
+            "encoder, such as BERT, or causal language modelling (wikitext-2-clm, --lm causal)"
+        )
 
 
 def fit_positions(model: Any, name: str, task: Task, text_format: TextFormat) -> TextFormat:
@@ -93,7 +120,7 @@ def fit_positions(model: Any, name: str, task: Task, text_format: TextFormat) ->
     The task's default length is reduced to the positions.
 
     Args:
-        model: A BERT.
+        model: A model of transformers.
         name: Its name, for the message.
         task: The task.
         text_format: The text format that the user asks for.
@@ -101,7 +128,7 @@ def fit_positions(model: Any, name: str, task: Task, text_format: TextFormat) ->
     Raises:
         ValueError: The user's maximum length exceeds the positions.
     """
-    limit = positions(model)
+    limit = position_limit(model)
     if limit is None or (text_format.max_length or task.max_length) <= limit:
         return text_format
     if text_format.max_length is not None:
@@ -121,22 +148,22 @@ def skeleton(name: str) -> nn.Module:
     """Return the base model without weights (on the meta device), for checking the shapes of tickets.
 
     Raises:
-        ValueError: For a model of another family.
+        ValueError: For a model without linear layers to prune.
         OSError: For a model that is missing.
     """
     from sparsebert.tasks.load_checked import load_outline
 
-    return _require_bert(load_outline(name), name)
+    return _require_prunable(load_outline(name), name)
 
 
 def load_as_saved(name: str) -> Any:
     """Load a model in the class and dtype that it was saved in, with its head, on the CPU.
 
     Raises:
-        ValueError: For a model of another family.
+        ValueError: For a model without linear layers to prune.
         OSError: For a model that is missing or holds no weights.
     """
-    return _require_bert(load_whole(name), name)
+    return _require_prunable(load_whole(name), name)
 
 
 def load_whole(name: str) -> Any:
@@ -181,12 +208,20 @@ def head_labels(name: str) -> tuple[str, ...]:
 
 def has_head(config: Any, kind: str) -> bool:
     """Whether a model of this configuration has a trained head for a kind of task."""
-    return any(each.endswith(_suffix(kind)) for each in config.architectures or ())
+    # GPT-2's head has the older name.
+    suffixes = (_suffix(kind), "LMHeadModel") if kind == "clm" else (_suffix(kind),)
+    return any(each.endswith(suffixes) for each in config.architectures or ())
 
 
 def _suffix(kind: str) -> str:
     """Return the end of the names of the classes with a head for this kind of task."""
     return _MODEL_CLASSES[kind].removeprefix("AutoModel")
+
+
+def _require_prunable(model: Any, name: str) -> Any:
+    if not unfiltered(model):
+        raise ValueError(f"{name} has no linear layer to prune: {type(model).__name__}")
+    return model
 
 
 def _require_bert(model: Any, name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sparsebert_kernels.errors import unknown
 
-Kind = Literal["classification", "regression", "span", "mlm"]
+Kind = Literal["classification", "regression", "span", "mlm", "clm"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,12 @@ class Task:
     @property
     def num_labels(self) -> int:
         """Outputs of the head: the number of classes, 1 for a regression, 2 for the ends of a span."""
-        return {"classification": len(self.labels), "regression": 1, "span": 2, "mlm": 0}[self.kind]
+        return {"classification": len(self.labels), "regression": 1, "span": 2}.get(self.kind, 0)
+
+    @property
+    def models_language(self) -> bool:
+        """Whether the examples are lines of running text, whose tokens are predicted."""
+        return self.kind in ("mlm", "clm")
 
 
 def split_suffix(split: str) -> str:
@@ -91,6 +96,32 @@ def find_task(task: str | Task) -> Task:
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     return TASKS[task]
+
+
+# Metrics and tokens of a block of running text, by kind of language modelling.
+LANGUAGE_METRICS: Mapping[Kind, tuple[str, ...]] = {"mlm": ("accuracy",), "clm": ("accuracy", "perplexity")}
+BLOCK_TOKENS: Mapping[Kind, int] = {"mlm": 128, "clm": 1024}
+
+
+def _wikitext(name: str, kind: Kind) -> Task:
+    return Task(
+        name=name,
+        kind=kind,
+        metrics=LANGUAGE_METRICS[kind],
+        columns=("text",),
+        label="",
+        hub=("Salesforce/wikitext", "wikitext-2-raw-v1"),
+        layout=Layout(
+            "wikitext-2",
+            (
+                {"train": "wiki.train.raw", "validation": "wiki.valid.raw"},
+                {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens"},
+                # A copy without the training text: trains on the validation text instead.
+                {"train": "wiki.valid.raw.txt", "validation": "wiki.test.raw.txt"},
+            ),
+        ),
+        max_length=BLOCK_TOKENS[kind],
+    )
 
 
 def _glue(
@@ -187,23 +218,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 ),
                 max_length=384,
             ),
-            Task(
-                name="wikitext-2",
-                kind="mlm",
-                metrics=("accuracy",),
-                columns=("text",),
-                label="",
-                hub=("Salesforce/wikitext", "wikitext-2-raw-v1"),
-                layout=Layout(
-                    "wikitext-2",
-                    (
-                        {"train": "wiki.train.raw", "validation": "wiki.valid.raw"},
-                        {"train": "wiki.train.tokens", "validation": "wiki.valid.tokens"},
-                        # A copy without the training text: trains on the validation text instead.
-                        {"train": "wiki.valid.raw.txt", "validation": "wiki.test.raw.txt"},
-                    ),
-                ),
-            ),
+            _wikitext("wikitext-2", "mlm"),
+            _wikitext("wikitext-2-clm", "clm"),
         )
     }
 )

@@ -111,6 +111,8 @@ def undecided_reason(
 def chance_metrics(task: str | Task, validation: Mapping[str, Examples]) -> dict[str, float]:
     """Return the metrics of all splits without any learning: the best of a constant answer, 0 for the rest.
 
+    Perplexity, which has no such value, is left out.
+
     Args:
         task: The task, or its name.
         validation: Validation examples by split.
@@ -126,7 +128,11 @@ def chance_metrics(task: str | Task, validation: Mapping[str, Examples]) -> dict
             "f1": 2 * shares[1] / (1 + shares[1]) if len(shares) > 1 else 0.0,
             "macro_f1": 2 * largest / (1 + largest) / max(1, len(shares)),
         }
-        chances |= {name + split_suffix(split): constant.get(name, 0.0) for name in task.metrics}
+        chances |= {
+            name + split_suffix(split): constant.get(name, 0.0)
+            for name in task.metrics
+            if name != "perplexity"
+        }
     return chances
 
 

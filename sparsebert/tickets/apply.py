@@ -19,6 +19,7 @@ from sparsebert.bert import (
     weight_of,
     without_wrappers,
 )
+from sparsebert.conv1d import oriented
 from sparsebert.tickets.provenance import weight_hash
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def _note_other_weights(ticket: Ticket, model: nn.Module) -> None:
 def targets(ticket: Ticket, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Return each parameter that the ticket masks, with its mask; see ``Ticket.targets``."""
     check(ticket, model)
-    weights = [(_parameter(model, key, "weight"), mask) for key, mask in ticket.masks.items()]
+    weights = [
+        (_parameter(model, key, "weight"), oriented(resolve(model, key), mask))
+        for key, mask in ticket.masks.items()
+    ]
     return weights + [
         (_parameter(model, key, "bias"), ~dead)
         for key, dead in ticket.dead_biases().items()
@@ -96,7 +100,7 @@ def _require_shape(model: nn.Module, key: str, mask: Tensor, bias_mask: Tensor |
         if expected is None:
             continue
         tensor = getattr(module, name, None)
-        actual = shape_text(tensor) if isinstance(tensor, Tensor) else "missing"
+        actual = shape_text(oriented(module, tensor)) if isinstance(tensor, Tensor) else "missing"
         if actual != shape_text(expected):
             raise ValueError(
                 f"ticket of another model: {key}.{name} is {shape_text(expected)} in the ticket "

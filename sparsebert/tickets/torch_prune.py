@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from sparsebert.bert import canonical_key, is_bert_like, structure, weight_of
-from sparsebert.linear_layers import CONV1D, is_conv1d
+from sparsebert.conv1d import is_conv1d, oriented
 
 
 def read_masks(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -30,15 +32,15 @@ def read_masks(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         path, _, kind = name.rpartition(".")
         if kind not in ("weight_mask", "bias_mask"):
             continue
-        if not isinstance(module := model.get_submodule(path), nn.Linear):
-            kind = CONV1D if is_conv1d(module) else f"a {type(module).__name__}"
-            raise ValueError(f"{path} is {kind}; only masks of nn.Linear can be read")
+        module: Any = model.get_submodule(path)
+        if not isinstance(module, nn.Linear) and not is_conv1d(module):
+            raise ValueError(f"{path} is a {type(module).__name__}; only masks of nn.Linear can be read")
         if not torch.all((buffer == 0) | (buffer == 1)):
             raise ValueError(f"{name} holds values other than 0 and 1")
         pruned = True
         key = canonical_key(path.removeprefix(prefix))
-        masks.setdefault(key, _keep_all(module.weight))
-        (masks if kind == "weight_mask" else bias_masks)[key] = buffer.bool()
+        masks.setdefault(key, _keep_all(oriented(module, module.weight)))
+        (masks if kind == "weight_mask" else bias_masks)[key] = oriented(module, buffer.bool())
     if not pruned:
         raise ValueError(f"no layer of {type(model).__name__} is pruned with torch.nn.utils.prune")
     return masks, bias_masks

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsebert.atomic import replacing
-from sparsebert.bert import structure
+from sparsebert.bert import base_prefix, is_bert_like, structure
 
 
 class Snapshot:
@@ -73,7 +73,9 @@ class Snapshot:
 
 def head_names(model: nn.Module) -> list[str]:
     """Return the names of the task head's tensors: those outside the base model."""
-    prefix = structure(model).prefix
+    prefix = structure(model).prefix if is_bert_like(model) else base_prefix(model)
+    if getattr(model, prefix, None) is None:  # a base model, without a head
+        return []
     return [name for name in _state(model) if prefix and not name.startswith(f"{prefix}.")]
 
 

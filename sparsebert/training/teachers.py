@@ -31,11 +31,11 @@ def load_teacher(
     Raises:
         ValueError: The teacher does not fit the task (no trained head, other labels) or the student (another
             vocabulary or template, segments that the student's tokenizer does not mark, too few positions),
-            or the task is masked language modelling. The message names the teacher.
+            or the task is language modelling. The message names the teacher.
         OSError: The model is not found.
     """
-    if task.kind == "mlm":
-        raise ValueError(f"{task.name} is masked language modelling, which takes no teacher: leave it out")
+    if task.models_language:
+        raise ValueError(f"{task.name} is language modelling, which takes no teacher: leave it out")
     try:
         # The map of labels belongs to the student's checkpoint.
         model, teacher_tokenizer = load_model(name, replace(task, model_labels=()), trained=True)

@@ -151,5 +151,7 @@ class CalibrationData:
                 f"recommended, and {TEXTS} are usual",
                 stacklevel=4,
             )
-        if not isinstance(self.rows, LabelledRows) or self.rows.task.kind not in ("span", "mlm"):
+        if not isinstance(self.rows, LabelledRows) or not (
+            self.rows.task.kind == "span" or self.rows.task.models_language
+        ):
             note_cut_texts(batches, int(self.max_length or 0))

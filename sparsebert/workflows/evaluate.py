@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.lottery.run_folder import Record
 from sparsebert.sparsify import densify_, sparsify_
-from sparsebert.tasks import Data, Task, TextFormat
+from sparsebert.tasks import Data, Examples, Task, TextFormat
 from sparsebert.tasks.evaluator import evaluator, first_inputs
 from sparsebert.tasks.models import fit_positions, load_model, template_of
 from sparsebert.tickets.ticket import Ticket
@@ -47,13 +48,62 @@ def evaluate(
         OSError: For files that cannot be read.
     """
     definition = task_of(task, data)
-    loaded, tokenizer, text_format = _load_trained(model, definition, max_length)
+    validation = examples_of(definition, data, train=False).validation
+    (evaluation,) = evaluate_each(
+        definition, model, {"": validation}, ticket=ticket, max_length=max_length, sparse=sparse
+    ).values()
+    return evaluation.metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model answers, and how well.
+
+    Attributes:
+        metrics: Metrics by name, as shares.
+        answers: Predictions by split, as :func:`sparsebert.tasks.evaluator.evaluator` describes them.
+    """
+
+    metrics: dict[str, float]
+    answers: dict[str, Any]
+
+
+def evaluate_each(
+    task: Task,
+    model: str,
+    variants: Mapping[str, Mapping[str, Examples]],
+    *,
+    ticket: Ticket | None = None,
+    max_length: int | None = None,
+    sparse: Mapping[str, Any] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate a trained model, loaded once, on variants of a task's validation data.
+
+    Args:
+        task: The task.
+        model: As for :func:`evaluate`.
+        variants: Name of the variant -> examples by split.
+        ticket: As for :func:`evaluate`.
+        max_length: As for :func:`evaluate`.
+        sparse: As for :func:`evaluate`.
+
+    Returns:
+        The evaluations by the names of the variants.
+
+    Raises:
+        ValueError, OSError: As :func:`evaluate`.
+    """
+    loaded, tokenizer, text_format = _load_trained(model, task, max_length)
     if ticket is not None:
         ticket.apply_(loaded)
     if sparse is not None:
         sparsify_(densify_(loaded), ticket, **sparse)
-    validation = examples_of(definition, data, train=False).validation
-    return evaluator(definition, validation, tokenizer, text_format)(loaded)
+    evaluations = {}
+    for name, validation in variants.items():
+        answers: dict[str, Any] = {}
+        metrics = evaluator(task, validation, tokenizer, text_format)(loaded, answers)
+        evaluations[name] = Evaluation(metrics, answers)
+    return evaluations
 
 
 def evaluate_compacted(

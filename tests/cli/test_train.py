@@ -19,7 +19,7 @@ from sparsebert.interop.smp import to_smp
 from sparsebert.tasks import encoding
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.snapshot import Snapshot
-from tests.cli.tiny import PRUNABLE, QUICK, refused, save, write_squad
+from tests.cli.tiny import PRUNABLE, QUICK, SHAPE, WORDS, refused, save, write_squad
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -305,14 +305,14 @@ class TestBadModels:
         line = refused(capsys, "train", *asked, "--sparsity", "0.5", "--model", str(empty))
         assert "model.safetensors" in line
 
-    def test_another_family(
+    def test_no_linear_layer(
         self, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path, tokenizer: Any
     ) -> None:
-        config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20, n_positions=8)
-        transformers.GPT2Model(config).save_pretrained(tmp_path / "gpt")
-        tokenizer.save_pretrained(tmp_path / "gpt")
-        line = refused(capsys, "train", *asked, "--sparsity", "0.5", "--model", str(tmp_path / "gpt"))
-        assert "must be a BERT" in line
+        config = transformers.BertConfig(**SHAPE | {"num_hidden_layers": 0}, vocab_size=len(WORDS))
+        transformers.BertModel(config).save_pretrained(tmp_path / "none")
+        tokenizer.save_pretrained(tmp_path / "none")
+        line = refused(capsys, "train", *asked, "--sparsity", "0.5", "--model", str(tmp_path / "none"))
+        assert "none has no linear layer to prune: BertForSequenceClassification" in line
 
 
 @pytest.mark.real_data

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import decoders
+
 SENTENCES = ("zeros cost nothing now .", "a ticket is one small file .")
 LABEL_WORDS = ("terrible", "great", "it", "was")
 
@@ -20,6 +22,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that the samples read and no sample makes."""
     folder = tmp_path_factory.mktemp("materials")
     _write_model(folder / "my-model")
+    decoders.saved(folder / "gpt2", decoders.gpt2())
     _write_movement_checkpoint(folder / "movement-checkpoint", folder / "my-model")
     _write_data(folder)
     if importlib.util.find_spec("accelerate"):
@@ -89,6 +92,7 @@ def _write_data(folder: Path) -> None:
     files |= {f"data/wikitext-2/wiki.{split}.raw": list(SENTENCES) * 4 for split in ("train", "valid")}
     files |= {"reviews.csv": reviews, "held-out.csv": reviews, "sentences.txt": list(SENTENCES)}
     words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    files |= {"train.txt": list(SENTENCES), "valid.txt": list(SENTENCES)}
     files["texts.txt"] = [" ".join(texts) for texts in permutations(words[:6], 4)]
     for name, lines in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -29,15 +29,8 @@ PACKAGES = {"sparsebert": ROOT, "sparsebert_kernels": ROOT / "kernels"}
 LAYERS = (
     {"sparsebert_kernels"},
     {
-        "bert",
-        "linear_layers",
-        "atomic",
-        "file_types",
-        "json_object",
-        "results",
-        "html_table",
-        "tickets",
-        "checkpoints",
+        *("atomic", "bert", "checkpoints", "conv1d", "file_types", "html_table", "json_object"),
+        *("linear_layers", "results", "tickets"),
     },
     {"cost", "nn", "pruning", "one_shot", "compaction"},
     {"planning", "sparsify", "replan", "fuse", "cuda_graphs", "compact", "tasks", "quality", "report", "hf"},

@@ -28,6 +28,7 @@ FEW = (
     "DebertaV2Model",
     "DistilBertModel",
     "ElectraModel",
+    "GPT2Model",
     "LlamaModel",
     "MPNetModel",
     "MegatronBertModel",

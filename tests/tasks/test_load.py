@@ -74,7 +74,7 @@ def fill(write: Write, task: str, below: str = "") -> None:
 
 class TestTasks:
     def test_all_of_glue_squad_and_wikitext_are_known(self) -> None:
-        assert set(TASKS) == {*GLUE, "squad", "wikitext-2"}
+        assert set(TASKS) == {*GLUE, "squad", "wikitext-2", "wikitext-2-clm"}
         assert all(task.name == name for name, task in TASKS.items())
 
     def test_an_unknown_name_offers_the_nearest(self) -> None:
@@ -83,7 +83,12 @@ class TestTasks:
 
     def test_outputs_of_a_head(self) -> None:
         outputs = {name: task.num_labels for name, task in TASKS.items()}
-        assert outputs == dict.fromkeys(GLUE, 2) | {"mnli": 3, "stsb": 1, "squad": 2, "wikitext-2": 0}
+        assert outputs == dict.fromkeys(GLUE, 2) | {
+            "mnli": 3,
+            "stsb": 1,
+            "squad": 2,
+            **dict.fromkeys(("wikitext-2", "wikitext-2-clm"), 0),
+        }
 
     def test_labels_are_in_the_order_of_the_hub(self) -> None:
         assert {name: task.labels for name, task in TASKS.items() if task.labels} == {
