@@ -116,8 +116,8 @@ def load_flash() -> None:
     """Import torch's attention for variable lengths, which imports Triton; a compiler cannot trace that."""
     global varlen_attn
     with suppress(ImportError):  # since torch 2.10, which cannot be told the factor of the scores
-        found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-        varlen_attn = found if "scale" in inspect.signature(found).parameters else None
+        attention = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+        varlen_attn = attention if "scale" in inspect.signature(attention).parameters else None
 
 
 @dataclass(frozen=True)
