@@ -7,12 +7,8 @@ from torch import nn
 
 from sparsebert.bert import require_module
 from sparsebert.cost.precision import require_tolerance
-from sparsebert.nn.encoder_layers import NAMES
-from sparsebert.nn.fused_modules import encoders_of
-from sparsebert.nn.native_layers import require_fusible
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import FP32, PAIRED, EncoderPlan
-from sparsebert.planning.engine_choice import decide_encoder, set_encoder_plan_
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 
@@ -59,6 +55,12 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
         ValueError: The model has no encoder of a known class, a layer of one has no native form, or the
             tolerance is unknown. The model is then unchanged.
     """
+    # Late: importing sparsebert stays quick.
+    from sparsebert.nn.encoder_layers import NAMES
+    from sparsebert.nn.fused_modules import encoders_of
+    from sparsebert.nn.native_layers import require_fusible
+    from sparsebert.planning.engine_choice import decide_encoder, set_encoder_plan_
+
     require_module(model)
     require_tolerance(tolerance)
     encoders = encoders_of(model)
@@ -86,6 +88,8 @@ def unfuse_(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: ``model`` is not a module.
     """
+    from sparsebert.planning.engine_choice import set_encoder_plan_
+
     require_module(model)
     set_encoder_plan_(model, None)
     return model
