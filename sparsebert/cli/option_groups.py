@@ -94,7 +94,8 @@ class DataOptions:
     ] = False
     regression: Annotated[bool, typer.Option("--regression", help="your own task: labels are scores")] = False
     max_length: Annotated[
-        int | None, typer.Option(help="maximum tokens per example; the task's default if omitted")
+        int | None,
+        typer.Option(help="maximum tokens per example; the default of task or command if omitted"),
     ] = None
 
     def __post_init__(self) -> None:
