@@ -86,6 +86,12 @@ def aligned_rows(matrix: Tensor, multiple: int = ALIGNED_ELEMENTS) -> Tensor:
     return copy
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` contiguous and readable with 16-byte loads, copied if need be."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNED_BYTES else tensor
+
+
 def check_aligned(name: str, tensor: Tensor) -> None:
     """Raise ValueError unless kernels may read ``tensor`` with 16-byte loads."""
     if not tensor.is_contiguous() or tensor.data_ptr() % ALIGNED_BYTES:
