@@ -157,7 +157,7 @@ WEIGHT_GRADIENT = {
     # The epilogue holds more registers for float32 weights, and for rows that it stores value by value.
     "half, wide epilogue": Cut(64, 128, 64, 8, 3),
     "tf32": Cut(32, 64, 64, 4, 3),
-    "ieee": Cut(32, 64, 64, 4, 3),
+    "ieee": Cut(32, 64, 32, 4, 3),
 }
 # Shapes [N, K] to compile for: besides whole lines, TinyBERT's width, a vocabulary and a head of two classes.
 SHAPES = (*COMPILED_SHAPES, (312, 312), (1200, 312), (30522, 768), (2, 768))
