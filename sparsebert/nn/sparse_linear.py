@@ -130,9 +130,11 @@ class SparseLinear(nn.Module):
         """Map x [..., in_features] to [..., out_features]; see ``sparsebert_kernels.ops.linear``."""
         if not torch.compiler.is_compiling() and (output := take_precomputed(self, x)) is not None:
             return output
-        if self.precision:
+        buffers = self._buffers
+        if BITS in buffers and self.precision:
             return ops.linear_in_precision_of_weight(x, self.packed, self.bias, self.activation)
-        return ops.linear(x, self.packed, self.bias, self.activation, self._transposed())
+        transposed = self._transposed() if "transposed_0" in buffers else ()
+        return ops.linear(x, self.packed, self._parameters["bias"], self.activation, transposed)
 
     @property
     def precision(self) -> str:
@@ -145,7 +147,14 @@ class SparseLinear(nn.Module):
         tensors: dict[str, Any] = self._buffers
         if "values" not in tensors:
             tensors = {**tensors, "values": self.values}
-        return self._format((self.out_features, self.in_features), tensors, self._geometry)
+        if torch.compiler.is_compiling():
+            return self._format((self.out_features, self.in_features), tensors, self._geometry)
+        # Kept from call to call, since it holds what its kernels derive from it, until a tensor is replaced.
+        packed: PackedWeight | None = self.__dict__.get("_packed")
+        if packed is None or not packed.consists_of(tensors):
+            packed = self._format((self.out_features, self.in_features), tensors, self._geometry)
+            self.__dict__["_packed"] = packed
+        return packed
 
     @property
     def weight(self) -> Tensor:
@@ -246,7 +255,7 @@ class SparseLinear(nn.Module):
 
     def _transposed(self) -> list[Tensor]:
         """Return the transposed index, which makes the backward pass fast; empty unless trainable."""
-        if not self.trainable:
+        if "values" not in self._parameters:
             return []
         return [tensor for name, tensor in self._buffers.items() if name.startswith("transposed_")]  # type: ignore[misc]
 
@@ -421,6 +430,7 @@ class SparseLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
+        state.pop("_packed", None)
         if "values" in state:
             # Bytes, not a tensor: torch sends worker processes a reference to a tensor's memory, which would
             # be freed with this temporary tensor.
