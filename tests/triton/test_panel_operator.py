@@ -242,7 +242,7 @@ class TestWithoutKernels:
 
 
 class TestRepeatedCalls:
-    """After the first call, a weight has a shorter way to the kernel, for arguments that can be read at once."""
+    """After its first call, a weight has a shorter way to the kernel, for readable arguments."""
 
     @pytest.fixture
     def packed(self, device: torch.device) -> PanelSparse:
