@@ -67,7 +67,7 @@ aot: $(VENV)/.native $(OLDEST_TRITON)/.installed  ## compile every GPU kernel fo
 	    --markdown benchmarks/results/aot.md $(ARGS)
 
 # With the Python that has a CUDA build of torch: that of .venv need not be one, and is not made for this.
-gpu:  ## test, tune and measure on a CUDA GPU, most important first, 8 minutes; ARGS="--minutes 20 --out FOLDER"
+gpu:  ## test, tune and measure on a CUDA GPU, most important first, 10 minutes; ARGS="--minutes 20 --out FOLDER"
 	@python="$(GPU_PYTHON)"; for each in $(PY) python3; do \
 	    [ -n "$$python" ] || ! $$each -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null \
 	        || python=$$each; done; \

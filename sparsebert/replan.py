@@ -95,6 +95,7 @@ def replan_(
                 trainable=trainable,
                 shared_inputs=shared_inputs_of(model),
                 tolerance=tolerance,
+                activations={key: layers[key][1].activation for key in selected},
             )
             for trainable in (False, True)  # a model made by hand may have both kinds
         ]

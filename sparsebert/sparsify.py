@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsebert.bert import require_module
 from sparsebert.compaction.manifest import record_of
+from sparsebert.cost.default_tokens import default_tokens, on_gpu
 from sparsebert.cost.precision import require_tolerance
 from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.linear_layers import Filter
@@ -17,13 +18,13 @@ from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.plan import Plan
 from sparsebert.planning.planner import (
     check_options,
+    fused_activations,
     plan_layers,
     plans_for_engines,
     require_measure,
     shared_inputs_of,
 )
 from sparsebert.tickets.ticket import Ticket
-from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from sparsebert.planning.after_compaction import CompactedTargets
@@ -62,8 +63,8 @@ def sparsify_(
         ticket: The masks; without one, the zeros in the weights.
         format: "auto" (the planner chooses a format for each layer), the name of a format, or a ``Plan`` to
             follow.
-        tokens: Rows of x (batch times sequence length) in a call of a layer; 128 by default, or as in the
-            ``Plan``.
+        tokens: Rows of x (batch times sequence length) in a call of a layer; by default as in the ``Plan``,
+            else 4096 on a GPU and 128 on a CPU.
         filter: ``filter(name, linear) -> bool`` selects layers. It works on any model and restricts a ticket.
         fuse_qkv: Compute the query, key and value of an attention in one native call where that is faster.
             Two forward hooks on the attention do it; ``densify_`` removes them.
@@ -104,11 +105,12 @@ def sparsify_(
     from sparsebert.planning.engine_choice import NO_OTHERS, decide_encoder, require_fuse
     from sparsebert.planning.install import install_, matching_entries, settle_
 
-    tokens = DEFAULT_TOKENS if tokens is None else tokens
+    require_module(model)
+    gpu = on_gpu(model)
+    tokens = default_tokens(gpu) if tokens is None else tokens
     check_options("auto" if isinstance(format, Plan) else format, tokens)
     require_measure(measure)
     require_tolerance(tolerance)
-    require_module(model)
     require_fuse(fuse, model, trainable)
     if isinstance(format, Plan) and format.layers:
         tokens = format.layers[0].tokens
@@ -128,6 +130,7 @@ def sparsify_(
             trainable=trainable,
             shared_inputs=shared_inputs_of(model) if fuse_qkv else (),
             tolerance=tolerance,
+            activations=fused_activations(model) if gpu and fuse_activation and not trainable else {},
         )
         plans = list(planned.layers)
         others = plans_for_engines(

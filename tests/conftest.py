@@ -26,6 +26,7 @@ if not torch.cuda.is_available():
 
 from sparsebert_kernels import cuda
 from sparsebert_kernels.cpu import native
+from sparsebert_kernels.cuda import interpreter
 
 # The same examples in every run; `--hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -70,6 +71,8 @@ def device() -> Iterator[torch.device]:
     if torch.cuda.is_available():
         yield torch.device("cuda")
         return
+    if reason := interpreter.why_broken():
+        pytest.skip(reason)
     with cuda.on_cpu():
         yield torch.device("cpu")
 

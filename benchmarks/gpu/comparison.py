@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from benchmarks.gpu.device import Device, Work
-from benchmarks.gpu.session import context_lost
 from sparsebert.bench.output_check import OutputCheck, require
 from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import alternate
@@ -68,8 +68,10 @@ def compare(
 
     Raises:
         OutputMismatchError: A required side is wrong.
+        FailOnRecompileLimitHit: torch.compile would have run a side eagerly.
     """
-    runs, notes = {}, {}
+    captured: dict[str, Sequence[Work]] = {}
+    notes = {}
     checks: dict[str, OutputCheck] = {}
     for name in sorted(sides, key=lambda name: name != baseline):
         side = sides[name]
@@ -82,11 +84,15 @@ def compare(
             error = max(map(_error, answers, side.exact or exact))
             checks[name] = OutputCheck(name, error, _tolerance(checks, baseline, error, device.dry_run))
             require([checks[name]])
-            runs[name] = device.graph(*works)
+            device.require_capture(works)
+            captured[name] = works
+        except FailOnRecompileLimitHit:
+            raise  # a fault of the benchmark, not of the side
         except Exception as problem:  # other projects' code may fail in any way
-            if side.required or name == baseline or context_lost(problem):
+            if side.required or name == baseline or not device.alive():
                 raise
             notes[name] = f"{type(problem).__name__}: {first_line(problem)[:160]}"
+    runs = device.graphs(captured)
     timings = alternate(runs, budget=0 if device.dry_run else budget, min_rounds=7, max_rounds=400)
     spread = {name: timings.latency(name).spread for name in runs}
     return {

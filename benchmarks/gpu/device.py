@@ -7,19 +7,22 @@ side after the other, so a change of clocks in between would look like a speed-u
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch._dynamo
 
-from sparsebert.bench.timer import Run, on_cuda
+from sparsebert.bench.timer import Run
+from sparsebert_kernels.cuda.timing import CapturedGraph, capture, on_stream
 
-# A graph holds enough calls to run this long, which makes launch and events negligible.
+# A graph holds enough calls to run this long, which makes its latency and that of the events negligible.
 GRAPH_SECONDS = 1e-3
-MAX_CALLS = 200
 CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active,driver_version"
 Work = Callable[[], Any]
 
@@ -49,8 +52,12 @@ class Cuda:
             "dry_run": False,
         }
 
+    @functools.cached_property
     def clocks(self) -> dict[str, str] | None:
-        """Return clocks, temperature and power from nvidia-smi; None if it is not installed."""
+        """Clocks, temperature and power, asked of nvidia-smi once; None if it is not installed.
+
+        nvidia-smi takes up to a second, as long as a whole point.
+        """
         if not shutil.which("nvidia-smi"):
             return None
         command = ["nvidia-smi", "-i", "0", f"--query-gpu={CLOCKS}", "--format=csv,noheader,nounits"]
@@ -59,42 +66,43 @@ class Cuda:
             return None
         return dict(zip(CLOCKS.split(","), map(str.strip, done.stdout.strip().split(",")), strict=False))
 
-    @contextlib.contextmanager
-    def on_stream(self) -> Iterator[None]:
-        """Run on the capture stream; autograd runs a backward pass on the stream of its forward pass."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self.stream)
+    def begin_point(self) -> None:
+        """Free what the point before has left: memory, and the code of torch.compile."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        forget_compiled()
 
-    def graph(self, *works: Work, calls: int | None = None) -> Run:
-        """Return a run that replays a CUDA graph of many calls and returns the seconds per call.
+    def alive(self) -> bool:
+        """Return whether the device still computes; after a fatal error, no call of this process succeeds."""
+        try:
+            torch.cuda.synchronize()
+            return int(torch.ones(2, device=self.device).sum()) == 2
+        except Exception:  # torch raises several types of errors for those of CUDA
+            return False
+
+    def on_stream(self) -> contextlib.AbstractContextManager[None]:
+        """Run on the capture stream; autograd runs a backward pass on the stream of its forward pass."""
+        return on_stream(self.stream)
+
+    def require_capture(self, works: Sequence[Work]) -> None:
+        """Raise RuntimeError if a work cannot be captured in a CUDA graph."""
+        CapturedGraph(works, len(works), self.stream)
+
+    def graphs(self, sides: Mapping[str, Sequence[Work]], calls: int | None = None) -> dict[str, Run]:
+        """Return runs that replay CUDA graphs and return the seconds per call.
+
+        All graphs hold the same number of calls, so that the latency of a replay weighs alike.
 
         Args:
-            works: One work, or several that take turns.
-            calls: Calls in the graph; by default enough for ``GRAPH_SECONDS``.
-
-        Raises:
-            RuntimeError: A work cannot be captured.
+            sides: The works of each side, which take turns.
+            calls: Calls in a graph; by default enough for ``GRAPH_SECONDS``.
         """
-        with self.on_stream():
-            for work in (*works, *works):
-                work()
-            self.stream.synchronize()
-            start = time.perf_counter()
-            for work in works:
-                work()
-            self.stream.synchronize()
-            once = (time.perf_counter() - start) / len(works)
-        if calls is None:
-            calls = max(1, min(MAX_CALLS, int(GRAPH_SECONDS / max(once, 1e-6))))
-        calls = -(-calls // len(works)) * len(works)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            for number in range(calls):
-                works[number % len(works)]()
-        replay = on_cuda(graph.replay)
-        return lambda: replay() / calls
+        graphs = capture(list(sides.values()), self.stream, seconds=GRAPH_SECONDS, calls=calls)
+        return {name: graph.replay for name, graph in zip(sides, graphs, strict=True)}
+
+    def graph(self, work: Work, calls: int | None = None) -> Run:
+        """Return the run of one work, see ``graphs``."""
+        return self.graphs({"": [work]}, calls)[""]
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -133,21 +141,31 @@ class DryRun:
             "dry_run": True,
         }
 
-    def clocks(self) -> None:
-        return None
+    clocks = None
 
-    @contextlib.contextmanager
-    def on_stream(self) -> Iterator[None]:
-        yield
+    def begin_point(self) -> None:
+        forget_compiled()
 
-    def graph(self, *works: Work, calls: int | None = None) -> Run:
-        def run() -> float:
+    def alive(self) -> bool:
+        return True
+
+    def on_stream(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def require_capture(self, works: Sequence[Work]) -> None:
+        pass
+
+    def graphs(self, sides: Mapping[str, Sequence[Work]], calls: int | None = None) -> dict[str, Run]:
+        def run(works: Sequence[Work]) -> float:
             start = time.perf_counter()
             for work in works:
                 work()
             return (time.perf_counter() - start) / len(works)
 
-        return run
+        return {name: functools.partial(run, works) for name, works in sides.items()}
+
+    def graph(self, work: Work, calls: int | None = None) -> Run:
+        return self.graphs({"": [work]}, calls)[""]
 
     def synchronize(self) -> None:
         pass
@@ -158,6 +176,16 @@ class DryRun:
     def peak_bytes(self, work: Work) -> tuple[int, int]:
         work()
         return 0, 1
+
+
+def forget_compiled() -> None:
+    """Forget all code of torch.compile, and make it fail where it would silently run a function eagerly.
+
+    torch.compile keeps at most eight versions of a function. All models of a class share the function, so
+    that in a process of many points the fifth compares with eager code.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 Device = Cuda | DryRun

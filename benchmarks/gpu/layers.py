@@ -104,6 +104,40 @@ def measure_layer(
     }
 
 
+def measure_activation(
+    device: Device, *, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
+) -> dict[str, Any]:
+    """Measure the packed layer with each activation in its epilogue, against cuBLAS with GELU in a kernel.
+
+    "panel gelu" computes as the package does in this dtype, "panel gelu erf" exactly.
+    """
+    from sparsebert_kernels.cuda import panel_forward
+
+    problem = Problem(device, shape, tokens, block, sparsity)
+    packed = problem.pack()
+    (plain,) = problem.exact("forward")
+    exact, tanh = functional.gelu(plain), functional.gelu(plain, approximate="tanh")
+
+    def fused(activation: str) -> Work:
+        return lambda: panel_forward.linear(problem.x, packed, problem.bias, activation)
+
+    def side(activation: str, answers: Tensor) -> Side:
+        return Side(lambda: torch.inference_mode()(fused(activation)), exact=[answers])
+
+    others = baselines.any_sparsity(problem)
+    sides = {
+        "cublas + gelu": others["cublas + gelu"],
+        "cublas": Side(_dense(problem, "forward", 1), exact=[plain]),
+        "torch.compile + gelu": others["torch.compile + gelu"],
+        "panel": side("none", plain),
+        "panel gelu": side("gelu", exact),
+        "panel gelu erf": side("gelu_erf", exact),
+        "panel gelu tanh": side("gelu_tanh", tanh),
+    }
+    fields = compare(device, sides, [exact], baseline="cublas + gelu")
+    return {**fields, "side": "panel gelu", "configuration": _configuration(packed, problem)}
+
+
 def measure_dense(device: Device, *, shape: Sequence[int], tokens: int) -> dict[str, Any]:
     """Measure the baselines that do not depend on the sparsity: torch.compile with fused GELU, and 2:4."""
     problem = Problem(device, shape, tokens, (shape[0], shape[1]), 0.0)

@@ -16,7 +16,6 @@ SPARSITIES = (0.9, 0.95, 0.75, 0.5, 0.98)
 # (rows, columns) of the blocks: whole blocks, and groups of 8 columns.
 BLOCKS = ((64, 64), (128, 128), (32, 32), (16, 16), (64, 8), (32, 8), (128, 8), (16, 8))
 MODES = ("forward", "backward", "step")
-TEST_FOLDERS = ("tests/triton", "tests/ops", "tests/formats")
 SECONDS = {
     "planned": 6,
     "limits": 20,
@@ -25,7 +24,9 @@ SECONDS = {
     "dense": 25,
     "masked": 4,
     "bitmap": 4,
-    "model": 100,
+    "model": 90,
+    "activation": 25,
+    "occupancy": 20,
 }
 SECONDS |= {"memory": 30, "tests": 60, "sanitizer": 120}
 TINY_SHAPE, TINY_TOKENS = (128, 128), 12
@@ -66,15 +67,19 @@ def layer(
 
 
 def queue() -> list[Point]:
-    """Return all points; the first ones show whether the kernels reach the project's goals."""
+    """Return all points: those of the first call of ten minutes, of the second, and the rest.
+
+    The first call shows what limits the kernels, and what a whole model gains; the second tests them, tunes
+    them and measures the backward pass and the other cases with a goal.
+    """
     return _once(
         itertools.chain(
-            [point("limits")],
-            _promised(),
-            _models(("bert-base",), (32, 128)),
-            [point("memory", model="bert-base", batch=32)],
+            _first(),
             _tests(),
+            [point("sanitizer", path="tests/triton")],
             _tuning(),
+            _promised(),
+            [point("memory", model="bert-base", batch=32)],
             _planned(BASE),
             _layers(BASE),
             _against_dense(BASE),
@@ -101,19 +106,26 @@ def tiny() -> list[Point]:
     return _once(map(shrink, queue()))
 
 
-def _promised() -> Iterator[Point]:
-    """Yield the packed kernel without pruning, then the cases with a goal."""
+def _first() -> Iterator[Point]:
+    """Yield the points of the first call."""
+    yield point("limits")
     for tokens in (4096, 16384):
-        for block in BLOCKS[:4]:
-            yield layer((3072, 768), tokens, block, 0.0)
-    for block in ((64, 64), (128, 128)):
-        yield point("tuning", kernel="panel forward", shape=(3072, 768), tokens=4096, block=block)
-    yield point("tuning", kernel="panel values gradient", shape=(3072, 768), tokens=16384, block=(64, 64))
+        yield point("activation", shape=(3072, 768), tokens=tokens, block=(64, 64), sparsity=0.9)
+    for sparsity in (0.75, 0.9, 0.95):
+        yield point("occupancy", shape=(3072, 768), tokens=4096, block=(64, 64), sparsity=sparsity)
+    for tokens, block in itertools.product((4096, 16384), BLOCKS[:4]):
+        yield layer((3072, 768), tokens, block, 0.0)
+    for name, batch in (("bert-base", 32), ("bert-base", 128), ("bert-large", 32), ("bert-base", 4)):
+        yield _model(name, batch)
+
+
+def _promised() -> Iterator[Point]:
+    """Yield the cases with a goal."""
+    for shape in BASE:
+        yield layer(shape, 16384, (64, 64), 0.9, "backward")
     for block, sparsity in PROMISED:
         for shape in BASE:
             yield layer(shape, 4096, block, sparsity)
-    for shape in BASE:
-        yield layer(shape, 16384, (64, 64), 0.9, "backward")
     for block, sparsity in PLANNED:
         yield point("planned", shape=(3072, 768), tokens=4096, block=block, sparsity=sparsity)
     for shape in BASE:
@@ -164,22 +176,36 @@ def _against_dense(shapes: Iterable[tuple[int, int]]) -> Iterator[Point]:
 
 def _models(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
     for name, batch in itertools.product(names, batches):
-        yield point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9)
+        yield _model(name, batch)
+
+
+def _model(name: str, batch: int) -> Point:
+    return point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9)
 
 
 def _tests() -> Iterator[Point]:
-    for folder in TEST_FOLDERS:
-        for file in sorted((ROOT / folder).glob("test_*.py")):
-            yield point("tests", path=f"{folder}/{file.name}")
+    """Yield the tests of kernels file by file, those that need a GPU, and those of formats and operators."""
+    for file in sorted((ROOT / "tests" / "triton").glob("test_*.py")):
+        yield point("tests", path=f"tests/triton/{file.name}")
     yield point("tests", path="tests", marker="gpu")
-    yield point("sanitizer", path="tests/triton")
+    for folder in ("tests/formats", "tests/ops"):
+        yield point("tests", path=folder)
 
 
 def _tuning() -> Iterator[Point]:
+    """Yield a sweep for each length of the main loop, which the sparsity sets, then for every block."""
+    for tokens, block, sparsity in itertools.product((4096, 16384), BLOCKS[:2], (0.9, 0.75, 0.95)):
+        yield _sweep("panel forward", (3072, 768), tokens, block, sparsity)
     for tokens, block, shape in itertools.product((4096, 16384, 512, 64), BLOCKS, BASE[2:]):
-        yield point("tuning", kernel="panel forward", shape=shape, tokens=tokens, block=block)
+        yield _sweep("panel forward", shape, tokens, block, 0.9)
     for block in BLOCKS:
-        yield point("tuning", kernel="panel values gradient", shape=(3072, 768), tokens=16384, block=block)
+        yield _sweep("panel values gradient", (3072, 768), 16384, block, 0.9)
+
+
+def _sweep(
+    kernel: str, shape: tuple[int, int], tokens: int, block: tuple[int, int], sparsity: float
+) -> Point:
+    return point("tuning", kernel=kernel, shape=shape, tokens=tokens, block=block, sparsity=sparsity)
 
 
 def _once(points: Iterable[Point]) -> list[Point]:

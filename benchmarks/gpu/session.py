@@ -19,9 +19,23 @@ from sparsebert_kernels.errors import first_line
 RESULTS = "gpu.jsonl"
 CURRENT = ".current.json"
 UNKNOWN_DEVICE = "unknown"
+# Kinds of records: of a measured point, of a failed one, and of one at which a call was killed.
+MEASURED, FAILED, KILLED = "gpu", "gpu_failed", "gpu_killed"
 ATTEMPTS = 2  # failures after which a point is skipped
 # A point hangs if it takes this many times its estimate.
 HANGS_AFTER = 6
+
+
+class MeasuredFailureError(Exception):
+    """A point that ran and found a failure, such as red tests.
+
+    Attributes:
+        fields: Fields of its record.
+    """
+
+    def __init__(self, reason: str, fields: dict[str, Any]) -> None:
+        super().__init__(reason)
+        self.fields = fields
 
 
 @dataclass(frozen=True)
@@ -47,14 +61,31 @@ class Session:
         return read(self.results) if self.results.exists() else []
 
     def missing(self, device_name: str | None = None) -> list[Point]:
-        """Return the points without a record of this device, except those that failed too often."""
+        """Return the points without a record of this device, except those that failed too often.
+
+        Points at which a call was killed come last: one that hangs does not keep the others from being
+        measured.
+        """
         return missing(self.points(), self.records(), device_name)
 
+    def failures(self) -> list[Record]:
+        """Return the last failure of each point that has failed on a device and never been measured there."""
+        last: dict[tuple[str, str], Record] = {}
+        for row in self.records():
+            key = row["device"]["name"], row["point"]["key"]
+            measured = last.get(key, row)["kind"] == MEASURED
+            if row["kind"] in (MEASURED, FAILED) and not (measured and row["kind"] == FAILED):
+                last[key] = row
+        return [row for row in last.values() if row["kind"] == FAILED]
+
     def measured(self, point: Point, fields: dict[str, Any]) -> None:
-        append(self.results, [stamp("gpu", {"point": _named(point), **fields})])
+        append(self.results, [stamp(MEASURED, {"point": _named(point), **fields})])
 
     def failed(self, point: Point, reason: str, fields: dict[str, Any]) -> None:
-        append(self.results, [stamp("gpu_failed", {"point": _named(point), "reason": reason, **fields})])
+        append(self.results, [stamp(FAILED, {"point": _named(point), "reason": reason, **fields})])
+
+    def killed(self, point: Point, fields: dict[str, Any]) -> None:
+        append(self.results, [stamp(KILLED, {"point": _named(point), **fields})])
 
     def begin(self, point: Point) -> None:
         text = json.dumps({**asdict(point), "began": time.time(), "limit": HANGS_AFTER * point.seconds})
@@ -79,14 +110,18 @@ def missing(points: Sequence[Point], records: Iterable[Record], device_name: str
     """Return missing points, see ``Session.missing``; None for ``device_name`` accepts any device."""
     done: set[str] = set()
     failures: Counter[str] = Counter()
+    kills: Counter[str] = Counter()
     for row in records:
         if device_name is not None and row["device"]["name"] not in (device_name, UNKNOWN_DEVICE):
             continue
-        if row["kind"] == "gpu":
+        if row["kind"] == MEASURED:
             done.add(row["point"]["key"])
-        elif row["kind"] == "gpu_failed":
+        elif row["kind"] == FAILED:
             failures[row["point"]["key"]] += 1
-    return [each for each in points if each.key not in done and failures[each.key] < ATTEMPTS]
+        elif row["kind"] == KILLED:
+            kills[row["point"]["key"]] += 1
+    left = [each for each in points if each.key not in done and failures[each.key] < ATTEMPTS]
+    return sorted(left, key=lambda each: kills[each.key])
 
 
 def measure_all(
@@ -96,6 +131,7 @@ def measure_all(
     always: Callable[[], dict[str, Any]],
     until: float,
     *,
+    alive: Callable[[], bool] = lambda: True,
     say: Callable[[str], None] = print,
     clock: Callable[[], float] = time.time,
 ) -> bool:
@@ -107,6 +143,7 @@ def measure_all(
         measure: Returns the fields of a point's record.
         always: Returns the fields of all records.
         until: Time to stop, by ``clock``.
+        alive: Asked after a failure, whether the device still works in this process.
         say: Called with a line for each point.
         clock: Returns seconds.
 
@@ -127,20 +164,16 @@ def measure_all(
             say(f"{number}/{len(points)} {point.key}: {_gist(fields)}")
         except Exception as problem:  # kernels, baselines and torch may fail in any way
             reason = "".join(traceback.format_exception_only(problem)).strip()[:500]
-            where = traceback.format_exc()[-1500:]
-            session.failed(point, reason, {**always(), "traceback": where})
+            details = {"traceback": traceback.format_exc()[-1500:]}
+            if isinstance(problem, MeasuredFailureError):
+                reason, details = str(problem), problem.fields
+            session.failed(point, reason, {**always(), **details})
             say(f"{number}/{len(points)} {point.key}: FAILED {first_line(reason)}")
-            if context_lost(problem):
+            if not alive():
                 session.end()
                 return False
         session.end()
     return True
-
-
-def context_lost(problem: BaseException) -> bool:
-    """Return whether an error has destroyed the CUDA context of this process."""
-    fatal = ("illegal memory access", "misaligned address", "launch failure", "device-side assert")
-    return any(words in str(problem) for words in fatal)
 
 
 def _named(point: Point) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,42 +19,65 @@ from benchmarks.gpu.layers import Problem
 from sparsebert.results import Record
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import hardware, tile_configs
-from sparsebert_kernels.cuda.tile_rule import Configuration, Shape, by_rule
+from sparsebert_kernels.cuda.tile_rule import (
+    MAX_STAGES,
+    NEIGHBOURS,
+    NEIGHBOURS_WIDTH,
+    Configuration,
+    Shape,
+    by_rule,
+    most_stages,
+)
 from sparsebert_kernels.formats.base import TILE_COLUMNS
 
-SPARSITY = 0.9
 FORWARD, VALUES_GRADIENT = "panel forward", "panel values gradient"
 WARP = 32
 # Accumulators per thread above which the compiler spills registers.
 MAX_ACCUMULATORS = 128
+# Tokens of a program with its warps, each with 1, 2 and 4 buffers of its operands in shared memory.
+OCCUPANCY = tuple(
+    Configuration(block_m, 8, warps, stages)
+    for (block_m, warps), stages in itertools.product(((128, 4), (256, 8)), (1, 2, 4))
+)
 LEAST_GAIN = 1.01  # speed-up over the rule's configuration that justifies another one
 
 
 def candidates(shape: Shape, shared_memory: int, *, few: bool = False) -> list[Configuration]:
-    """Return the configurations to try, the rule's first."""
+    """Return the configurations to try, the rule's first.
+
+    No pipeline is deeper than a panel has steps and one more. Neighbouring panels are tried with the rule's
+    other choices only.
+    """
     tried = [by_rule(shape, shared_memory)]
-    tokens, groups = ((64, 128, 256), (8,)) if shape.kernel == FORWARD else ((32, 64, 128), (1, 2))
-    for block, group, warps, stages in itertools.product(tokens, groups, (4, 8), (2, 3, 4, 5)):
+    if shape.kernel == FORWARD:
+        depths = range(1, min(MAX_STAGES, most_stages(shape)) + 1)
+        cuts: tuple[Sequence[int], ...] = (64, 128, 256), (8,), (4, 8), depths
+        counts = [count for count in NEIGHBOURS if count * shape.panel_rows <= NEIGHBOURS_WIDTH]
+        tried += [replace(tried[0], neighbours=count) for count in counts]
+    else:
+        cuts = (32, 64, 128), (1, 2), (4, 8), (2, 3, 4)
+    panels = tried[0].neighbours
+    for block, group, warps, stages in itertools.product(*cuts):
         if shape.kernel == FORWARD:
-            rows, step = block, block + shape.panel_rows
+            rows, step = block * panels, block + shape.panel_rows
             step *= TILE_COLUMNS
         else:
             rows = group * TILE_COLUMNS
             step = (rows + shape.panel_rows) * block
         accumulators = rows * shape.panel_rows / (warps * WARP)
         fits = stages * step * shape.itemsize <= shared_memory
-        if fits and 2 <= accumulators <= MAX_ACCUMULATORS and (stages > 2 or few):
-            tried.append(Configuration(block, group, warps, stages))
+        if fits and 2 <= accumulators <= MAX_ACCUMULATORS:
+            tried.append(Configuration(block, group, warps, stages, panels))
     return list(dict.fromkeys(tried))[: 3 if few else None]
 
 
 def measure_tuning(
-    device: Device, *, kernel: str, shape: Sequence[int], tokens: int, block: Sequence[int]
+    device: Device, *, kernel: str, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
 ) -> dict[str, Any]:
-    """Measure every candidate at a sparsity of 90 %; candidates with wrong outputs are excluded."""
+    """Measure every candidate; those with wrong outputs are excluded."""
     from sparsebert_kernels.cuda import panel_backward, panel_forward
 
-    problem = Problem(device, shape, tokens, block, SPARSITY)
+    problem = Problem(device, shape, tokens, block, sparsity)
     packed = problem.pack()
     dtype = str(problem.x.dtype).removeprefix("torch.")
     size = packed.panel_rows, packed.group_columns, tokens, packed.panels, packed.values.shape[0]
@@ -107,6 +130,39 @@ def measure_tuning(
     }
 
 
+def measure_occupancy(
+    device: Device, *, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
+) -> dict[str, Any]:
+    """Measure the forward kernel with few and many programs on a multiprocessor, against F.linear.
+
+    The fewer stages a program has, the less shared memory it takes, and the more programs overlap their
+    loads, products and epilogues.
+    """
+    from sparsebert_kernels.cuda import panel_forward
+
+    problem = Problem(device, shape, tokens, block, sparsity)
+    packed = problem.pack()
+
+    def side(config: Configuration) -> Side:
+        def work() -> Any:
+            with forced(panel_forward, config):
+                return ops.linear(problem.x, packed, problem.bias)
+
+        return Side(lambda: torch.inference_mode()(work))
+
+    def dense() -> Any:
+        return functional.linear(problem.x, problem.weight, problem.bias)
+
+    sides = {"cublas": Side(lambda: torch.inference_mode()(dense), required=True)}
+    sides |= {_name(each): side(each) for each in OCCUPANCY}
+    fields = compare(device, sides, problem.exact("forward"), baseline="cublas", budget=0.5)
+    times = {name: each["median"] for name, each in fields["us"].items() if name != "cublas"}
+    if not times:
+        raise RuntimeError(f"no configuration runs: {fields['notes']}")
+    best = min(times, key=lambda name: times[name])
+    return {**fields, "side": best, "best": best, "steps": packed.values.shape[0] / packed.panels}
+
+
 @contextlib.contextmanager
 def forced(module: ModuleType, config: Configuration) -> Iterator[None]:
     """Launch the kernels of ``module`` with this configuration."""
@@ -141,4 +197,5 @@ def write_configurations(records: Iterable[Record], device_name: str, folder: Pa
 
 
 def _name(config: Configuration) -> str:
-    return f"{config.block_m} g{config.group} w{config.num_warps} s{config.num_stages}"
+    neighbours = f" n{config.neighbours}" * (config.neighbours > 1)
+    return f"{config.block_m} g{config.group} w{config.num_warps} s{config.num_stages}{neighbours}"

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     session = Session(options.out, options.dry_run)
+    end_with_parent(os.getppid())
 
     from benchmarks.gpu.device import Cuda, DryRun
     from benchmarks.gpu.tuning import write_configurations
@@ -39,10 +44,11 @@ def main() -> int:
     machine = environment.detect().record()
 
     def measure(point: Point) -> dict[str, Any]:
+        device.begin_point()
         return measures[point.kind](device, **dict(point.arguments))
 
     def always() -> dict[str, Any]:
-        return {"environment": machine, "device": device.record(), "clocks": device.clocks()}
+        return {"environment": machine, "device": device.record(), "clocks": device.clocks}
 
     def tune() -> None:
         """Apply the configurations found so far to the following points."""
@@ -56,9 +62,25 @@ def main() -> int:
     missing = session.missing(device.name)
     selected = [point for point in missing if not options.only or point.kind in options.only]
     with on_cpu() if options.dry_run else contextlib.nullcontext():
-        sound = measure_all(session, selected, measure_and_tune, always, options.until)
+        sound = measure_all(session, selected, measure_and_tune, always, options.until, alive=device.alive)
     tune()
     return 0 if sound else CONTEXT_LOST
+
+
+def end_with_parent(parent: int, every: float = 0.5) -> None:
+    """End this process and its children once its parent is gone, which may be killed without a warning.
+
+    The worker has a process group of its own, so that it would go on alone and measure beside the next call.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
@@ -69,6 +91,8 @@ def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
         "layer": layers.measure_layer,
         "dense": layers.measure_dense,
         "masked": layers.measure_masked,
+        "activation": layers.measure_activation,
+        "occupancy": tuning.measure_occupancy,
         "planned": layers.measure_planned,
         "bitmap": layers.measure_bitmap,
         "model": models.measure_model,

@@ -77,6 +77,7 @@ class FormatCandidates:
         candidates: The requested format, or the formats that may be faster than dense, the fastest prediction
             first. Empty only if no format can be trained.
         lower: The precisions below the layer's dtype in which it may compute, where there are kernels.
+        activation: The activation that times include, on a GPU.
     """
 
     statistics: MaskStatistics
@@ -86,6 +87,7 @@ class FormatCandidates:
     dense: WorkEstimate
     candidates: list[WorkEstimate]
     lower: tuple[str, ...] = ()
+    activation: str = "none"
 
     def predicted(self, work: WorkEstimate) -> float | None:
         """Predict the seconds of a layer; None for work that the cost model does not support."""
@@ -111,6 +113,7 @@ def format_candidates(
     measure: bool = False,
     quick: bool = False,
     tolerance: str = "fp32",
+    activation: str = "none",
 ) -> FormatCandidates:
     """Find the packed formats that could serve a layer.
 
@@ -124,6 +127,8 @@ def format_candidates(
         measure: Whether a CPU's costs may be measured.
         quick: Take ``quick_cost_model`` of a CPU.
         tolerance: The lowest precision in which the layer may compute on a CPU.
+        activation: What a GPU computes of the layer's output, in the epilogue of packed panels and in a
+            kernel of its own behind a dense layer. On a CPU, times leave it out.
     """
     gpu = isinstance(device, gpu_roofline.Device) or device.type == "cuda"
     stored = stored_dtype(dtype, "cuda" if gpu else "cpu")
@@ -131,9 +136,9 @@ def format_candidates(
     blocks = BlockStatistics.of(mask) if gpu or format == "panel" else None
     costs: CostModel
     if isinstance(device, gpu_roofline.Device):
-        costs = gpu_roofline.Roofline(device, stored, tokens)
+        costs = gpu_roofline.Roofline(device, stored, tokens, activation)
     elif gpu:
-        costs = gpu_roofline.Roofline(gpu_roofline.present(device), stored, tokens)
+        costs = gpu_roofline.Roofline(gpu_roofline.present(device), stored, tokens, activation)
     elif quick:
         costs = quick_cost_model(stored, tokens)
     else:
@@ -178,7 +183,14 @@ def format_candidates(
         return seconds, work.stored, -math.prod(work.block or (1, 1))
 
     return FormatCandidates(
-        statistics, gpu, blocks, costs, dense, sorted(works, key=order), _known(lower, costs)
+        statistics,
+        gpu,
+        blocks,
+        costs,
+        dense,
+        sorted(works, key=order),
+        _known(lower, costs),
+        activation if gpu else "none",
     )
 
 

@@ -21,6 +21,7 @@ from sparsebert.bert import canonical_key, full_name, is_adapted, is_bert_like, 
 from sparsebert.compaction.manifest import description_of
 from sparsebert.compaction.rebuild import rebuild, require_rectangles
 from sparsebert.cost.cpu_cost import cpu_model
+from sparsebert.cost.default_tokens import tokens_after_move
 from sparsebert.hf.attach_quantizer import METHOD, attach_quantizer_
 from sparsebert.hf.config import FORMAT_VERSION, SparseConfig, StoredLayer
 from sparsebert.hf.embeddings import with_embeddings_in
@@ -49,7 +50,13 @@ from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.engine_choice import decide_encoder, why_not_fusible
 from sparsebert.planning.install import install_, settle_
 from sparsebert.planning.plan import LayerPlan, Plan
-from sparsebert.planning.planner import describe_machine, plan_layers, plans_for_engines, shared_inputs_of
+from sparsebert.planning.planner import (
+    describe_machine,
+    fused_activations,
+    plan_layers,
+    plans_for_engines,
+    shared_inputs_of,
+)
 from sparsebert.planning.target_layers import TargetLayer, outline
 from sparsebert.sparsify import densify_
 from sparsebert.tickets.provenance import masks_digest
@@ -247,15 +254,17 @@ class SparseQuantizer(HfQuantizer):
             for layer in outlines
             if same_machine and not (busy and config.layers[layer.key].measured_us is None)
         }
+        gpu = any(layer.linear.weight.device.type == "cuda" for layer in outlines)
         planned = plan_layers(
             [layer for layer in outlines if layer.key not in plans],
-            tokens=config.tokens,
+            tokens=tokens_after_move(config.tokens, gpu),
             format=config.format,
             measure=False,
             quick=True,
             trainable=config.trainable,
             shared_inputs=shared_inputs_of(model) if config.fuse_qkv else (),
             tolerance=config.tolerance,
+            activations=fused_activations(model) if gpu and config.fuse_activation else {},
         )
         plans |= {entry.key: replace(entry, busy=busy) for entry in planned.layers}
         return Plan(tuple(plans[layer.key] for layer in outlines), planned.machine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from types import MappingProxyType
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.cost.candidates import GPU_FORMATS, STORED, preferred, stored_dtype
+from sparsebert.cost.default_tokens import tokens_after_move
 from sparsebert.cost.precision import LOWER_PRECISIONS, pack_as
 from sparsebert.nn.checkpoint_form import BITS, VALUES, stored_weight, to_stored
 from sparsebert.nn.precomputed import take_precomputed
@@ -20,7 +21,7 @@ from sparsebert.tickets.bits import unpack_bits
 from sparsebert_kernels import cpu, formats, ops
 from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.errors import unknown
-from sparsebert_kernels.formats import DensePrepacked, PackedWeight
+from sparsebert_kernels.formats import DensePrepacked, PackedWeight, PanelSparse
 from sparsebert_kernels.formats.base import as_bytes
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS, prepack
 from sparsebert_kernels.formats.transpose import transposed_index
@@ -133,6 +134,8 @@ class SparseLinear(nn.Module):
         buffers = self._buffers
         if BITS in buffers and self.precision:
             return ops.linear_in_precision_of_weight(x, self.packed, self.bias, self.activation)
+        if x.requires_grad and "transposed_0" not in buffers and not torch.compiler.is_compiling():
+            self._keep_transposed(x)
         transposed = self._transposed() if "transposed_0" in buffers else ()
         return ops.linear(x, self.packed, self._parameters["bias"], self.activation, transposed)
 
@@ -198,8 +201,8 @@ class SparseLinear(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weight, its index, the transposed index of a trainable layer, and the exact
-        weights of one that computes in a lower precision.
+        """Bytes of the packed weight, its index, the transposed index that the layer keeps, if any, and the
+        exact weights of one that computes in a lower precision.
         """
         exact = (self._buffers[name] for name in (BITS, VALUES) if name in self._buffers)
         others = (*self._transposed(), *(tensor for tensor in exact if tensor is not None))
@@ -254,10 +257,31 @@ class SparseLinear(nn.Module):
         return f"{shape}, format={self.format}{lower}, sparsity={self.sparsity:.1%}{fused}"
 
     def _transposed(self) -> list[Tensor]:
-        """Return the transposed index, which makes the backward pass fast; empty unless trainable."""
-        if "values" not in self._parameters:
-            return []
-        return [tensor for name, tensor in self._buffers.items() if name.startswith("transposed_")]  # type: ignore[misc]
+        """Return the transposed index, which makes the backward pass fast; empty unless it is kept."""
+        first = self._buffers.get("transposed_0")
+        kept: list[Tensor] = self.__dict__.get("_transposed_index", [])
+        if first is None or torch.compiler.is_compiling() or not kept or kept[0] is not first:
+            buffers = self._buffers.items()
+            kept = [tensor for name, tensor in buffers if name.startswith("transposed_")]  # type: ignore[misc]
+            if not torch.compiler.is_compiling():
+                self.__dict__["_transposed_index"] = kept
+        return kept
+
+    def _keep_transposed(self, x: Tensor) -> None:
+        """Keep the transposed index from the first x with gradients on, for frozen panels on a GPU.
+
+        The backward pass would otherwise compute it in every step and wait for the device each time, which a
+        CUDA graph cannot capture. It takes 1 to 2 % of the bytes of the weight. A compiled layer has it if an
+        eager call came first.
+        """
+        if self.trainable or not torch.is_grad_enabled() or self._format is not PanelSparse:
+            return
+        if "transposed_0" not in self._buffers and backend.covers(self._format.name, x.device):
+            self._register_transposed(transposed_index(self.packed))  # type: ignore[arg-type]
+
+    def _register_transposed(self, index: Sequence[Tensor]) -> None:
+        for number, tensor in enumerate(index):
+            self.register_buffer(f"transposed_{number}", as_bytes(tensor), persistent=False)
 
     def _pack(
         self,
@@ -302,11 +326,10 @@ class SparseLinear(nn.Module):
             self.__dict__["values"] = values
         else:
             self.register_buffer("values", values, persistent=False)
-        if trainable:
-            index = transposed_index(packed)  # type: ignore[arg-type]
-            tensors |= {f"transposed_{number}": tensor for number, tensor in enumerate(index)}
         for name, tensor in tensors.items():
             self.register_buffer(name, as_bytes(tensor), persistent=False)
+        if trainable:
+            self._register_transposed(transposed_index(packed))  # type: ignore[arg-type]
         for name, tensor in exact.items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -359,14 +382,21 @@ class SparseLinear(nn.Module):
         elif device.type == "cuda" and gpu_recipes:
             format, options = gpu_recipes[0]
         else:
-            tokens = self.plan.tokens if self.plan else DEFAULT_TOKENS
+            planned = self.plan.tokens if self.plan else DEFAULT_TOKENS
+            tokens = tokens_after_move(planned, gpu=device.type == "cuda")
             work = preferred(mask, weight.dtype, device, tokens, trainable=self.trainable)
             format, options = work.format, work.options
             if self.plan:
                 no_times = dict.fromkeys(("predicted_us", "measured_us", "dense_us"))
                 reason = f"chosen when the layer was moved to {device.type}"
                 self.plan = replace(
-                    self.plan, format=format, block=work.block, reason=reason, busy=False, **no_times
+                    self.plan,
+                    format=format,
+                    block=work.block,
+                    tokens=tokens,
+                    reason=reason,
+                    busy=False,
+                    **no_times,
                 )
         self._recipes[device.type] = format, options
 
@@ -430,7 +460,8 @@ class SparseLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.pop("_packed", None)
+        for name in ("_packed", "_transposed_index"):
+            state.pop(name, None)
         if "values" in state:
             # Bytes, not a tensor: torch sends worker processes a reference to a tensor's memory, which would
             # be freed with this temporary tensor.

@@ -149,6 +149,8 @@ class LayerDecision:
     def _reason(self, predicted: float | None, dense: float | None) -> str:
         timing = None if self.busy else self.timing
         name = f"dense {self.dense.precision}".rstrip()
+        if self.choice.activation != "none":
+            name += f" with {self.choice.activation}"
         if self.requested:
             reason = "requested"
         elif self.choice.statistics.full:

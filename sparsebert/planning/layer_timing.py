@@ -40,22 +40,25 @@ def fastest_candidate(layer: TargetLayer, choice: FormatCandidates, tokens: int)
         The kind of the fastest candidate, and its timing against the dense layer.
     """
     first, *others = choice.candidates[:MAX_TIMED_FORMATS]
-    best, best_timing = first, time_against_dense(layer, first, choice.dense, tokens)
+    best, best_timing = first, time_against_dense(layer, first, choice.dense, tokens, choice.activation)
     for work in others:
         needed = CLEARLY_FASTER * best_timing.speedup
         if best_timing.busy or work == choice.dense or choice.predicted_speedup(work) < needed:
             break
-        timing = time_against_dense(layer, work, choice.dense, tokens)
+        timing = time_against_dense(layer, work, choice.dense, tokens, choice.activation)
         if timing.speedup > needed and not timing.busy:
             best, best_timing = work, timing
     return best.kind, best_timing
 
 
 @torch.no_grad()
-def time_against_dense(layer: TargetLayer, work: WorkEstimate, dense: WorkEstimate, tokens: int) -> Paired:
+def time_against_dense(
+    layer: TargetLayer, work: WorkEstimate, dense: WorkEstimate, tokens: int, activation: str = "none"
+) -> Paired:
     """Time a layer in the format of ``work`` (``mine``) and as the prepacked layer of ``dense`` (``other``).
 
-    The seconds are for ``tokens`` rows of x, extrapolated beyond ``MAX_TIMED_TOKENS``.
+    Both sides apply the activation. The seconds are for ``tokens`` rows of x, extrapolated beyond
+    ``MAX_TIMED_TOKENS``.
     """
     linear, device = layer.linear, layer.linear.weight.device
     dtype = linear.weight.dtype
@@ -68,7 +71,7 @@ def time_against_dense(layer: TargetLayer, work: WorkEstimate, dense: WorkEstima
         stored = stored_dtype(dtype, device.type, work.precision)
         packed = pack_as(weight, mask, stored, format=work.format, **options)
         run = ops.linear_in_precision_of_weight if work.precision else ops.linear
-        return lambda: run(x, packed, linear.bias)
+        return lambda: run(x, packed, linear.bias, activation)
 
     # A dense layer in int8 is one of vectors, which would leave pruned weights out.
     whole = layer.mask if dense.format == "dense" else torch.ones_like(layer.mask)

@@ -90,12 +90,14 @@ class Plan:
         machine: The conditions of the times: instruction set, threads and source of the costs.
         removal_note: One line on the weights that compaction removes, or on the reason why it removes none.
         encoder: How the whole encoder runs; None for a model without an encoder of a known family.
+        heading: The first line, which names the tokens of a plan for a GPU; "" for a CPU.
     """
 
     layers: tuple[LayerPlan, ...]
     machine: str
     removal_note: str = ""
     encoder: EncoderPlan | None = None
+    heading: str = ""
 
     @property
     def tolerance(self) -> str:
@@ -142,7 +144,9 @@ class Plan:
         table = self._table()
         if max(map(len, table)) > width:
             table = self._stacked(width)
-        return "\n".join([*table, *(line for each in self._captions() for line in _wrapped(each, width))])
+        headings = _wrapped(self.heading, width) if self.heading else []
+        captions = (line for each in self._captions() for line in _wrapped(each, width))
+        return "\n".join([*headings, *table, *captions])
 
     def _table(self) -> list[str]:
         rows = self._rows()
@@ -203,7 +207,7 @@ class Plan:
         from rich.text import Text
 
         header, *rows = self._rows()
-        table = Table(caption="\n".join(self._captions()))
+        table = Table(title=self.heading or None, caption="\n".join(self._captions()))
         for name, numeric in zip(header, _numeric(header), strict=True):
             table.add_column(name, justify="right" if numeric else "left")
         for row in rows:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import is_bert_like, require_module, structure
+from sparsebert.bert import activation_name, is_bert_like, require_module, resolve, structure
 from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
 from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
+from sparsebert.cost.default_tokens import default_tokens, on_gpu
 from sparsebert.cost.engine_cost import seconds_in_layout
 from sparsebert.cost.precision import LOWER_PRECISIONS, below_tolerance, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
@@ -41,7 +43,7 @@ def plan(
     model: nn.Module,
     ticket: Ticket | None = None,
     *,
-    tokens: int = DEFAULT_TOKENS,
+    tokens: int | None = None,
     format: str = "auto",
     measure: bool = True,
     filter: Filter | None = None,
@@ -66,7 +68,8 @@ def plan(
         model: The model; it is only read. For a model that is sparse or fused already, the plan of its sparse
             layers and of its encoder is returned, and no options apply.
         ticket: The masks; without one, the zeros in the weights.
-        tokens: Rows of x (batch times sequence length) in a call of a layer.
+        tokens: Rows of x (batch times sequence length) in a call of a layer; by default 4096 on a
+            GPU and 128 on a CPU.
         format: "auto", or the one format to use for every layer.
         measure: Measure costs and time the choices on this machine.
         filter: ``filter(name, linear) -> bool`` selects the layers to plan.
@@ -88,6 +91,8 @@ def plan(
 
     target = None if device is None else gpu_roofline.named(device)
     require_module(model)
+    gpu = target is not None or on_gpu(model)
+    named, tokens = tokens, default_tokens(gpu) if tokens is None else tokens
     check_options(format, tokens)
     require_measure(measure)
     require_tolerance(tolerance)
@@ -96,7 +101,7 @@ def plan(
         (way and way.fused) or any(isinstance(module, SparseLinear) for module in model.modules())
     ):
         options = {
-            "tokens": tokens != DEFAULT_TOKENS,
+            "tokens": named not in (None, DEFAULT_TOKENS),
             "format": format != "auto",
             "filter": filter is not None,
             "trainable": trainable,
@@ -120,6 +125,7 @@ def plan(
         shared_inputs=shared_inputs_of(model),
         target=target,
         tolerance=tolerance,
+        activations=fused_activations(model) if gpu and not trainable else {},
     )
     decision = None
     if target is None:
@@ -136,8 +142,15 @@ def plan(
                 planned, targets.layers, model, format=format, measure=measure, tolerance=tolerance
             ),
         )
-    planned = replace(planned, removal_note=targets.removal_note)
+    heading = _heading(tokens, is_default=named is None) if gpu else ""
+    planned = replace(planned, removal_note=targets.removal_note, heading=heading)
     return replace(planned, layers=decision.layers, encoder=decision.plan) if decision else planned
+
+
+def _heading(tokens: int, *, is_default: bool) -> str:
+    """Return the first line of a plan for a GPU, on which few tokens gain nothing in any format."""
+    note = ", the default on a GPU; tokens= plans for another number" if is_default else ""
+    return f"planned for calls of {tokens} tokens{note}"
 
 
 def plans_for_engines(
@@ -217,7 +230,8 @@ def carried_plan(model: nn.Module) -> Plan:
 
     sparse = [module for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
     entries = tuple(module.plan for module in sparse)
-    carried = Plan(entries, "", compaction_note(model), carried_encoder_plan(model))
+    heading = _heading(entries[0].tokens, is_default=False) if entries and on_gpu(model) else ""
+    carried = Plan(entries, "", compaction_note(model), carried_encoder_plan(model), heading)
     weights = (torch.empty(0, dtype=each.dtype, device=each.device) for each in sparse)
     lacking = _lacking(weights, carried.tolerance)
     advice = "; sparsebert.replan_(model) times the formats here"
@@ -258,6 +272,7 @@ def plan_layers(
     target: gpu_roofline.Device | None = None,
     quick: bool = False,
     tolerance: str = "fp32",
+    activations: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Plan the target layers; arguments as for ``plan``.
 
@@ -266,6 +281,7 @@ def plan_layers(
         target: Figures of a GPU to plan for, instead of the layers' device.
         quick: Without ``measure``: let a CPU's costs be measured if that takes no more than half a second.
         tolerance: The lowest precision in which layers may compute.
+        activations: Keys of layers -> activations that a GPU's kernels apply, see ``fused_activations``.
     """
     measure = measure and format == "auto" and target is None
     decisions: list[LayerDecision] = []
@@ -274,7 +290,9 @@ def plan_layers(
         if not trainable and (reason := _why_unpacked(layer.linear.weight, format, target)):
             entries.append(_unpacked(layer, tokens, reason))
             continue
-        decision = _first_choice(layer, tokens, format, measure, trainable, target, quick, tolerance)
+        decision = _first_choice(
+            layer, tokens, format, measure, trainable, target, quick, tolerance, activations
+        )
         decisions.append(decision)
         entries.append(decision)
     by_key = {decision.layer.key: decision for decision in decisions}
@@ -299,6 +317,14 @@ def plan_layers(
 def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Return the keys of the query, key and value of each attention; () for a model of unknown structure."""
     return structure(model).shared_inputs if is_bert_like(model) else ()
+
+
+def fused_activations(model: nn.Module) -> dict[str, str]:
+    """Return the activations that kernels apply to the output of a layer, by the layer's key."""
+    if not is_bert_like(model):
+        return {}
+    names = {key: activation_name(resolve(model, path)) for key, path in structure(model).activations.items()}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 def describe_machine() -> str:
@@ -378,6 +404,7 @@ def _first_choice(
     target: gpu_roofline.Device | None,
     quick: bool,
     tolerance: str,
+    activations: Mapping[str, str],
 ) -> LayerDecision:
     """Choose the candidate with the least predicted time."""
     weight = layer.linear.weight
@@ -391,6 +418,7 @@ def _first_choice(
         measure=measure,
         quick=quick and format == "auto",
         tolerance=tolerance,
+        activation=activations.get(layer.key, "none"),
     )
     if not choice.candidates and not trainable:
         raise below_tolerance(format, "int8" if format in formats.INT8_FORMATS else "bf16")

@@ -10,8 +10,9 @@ from sparsebert.report.table import Table
 
 NOTE = (
     "Compiled ahead of time, nothing was run or timed. Spills: instructions that move registers to memory "
-    "and back; ceiling: the share of the tensor cores' peak at which the schedulers can issue the main loop, "
-    "an upper bound and no forecast. Exact fp32: products of float32 without TensorFloat-32, which NVIDIA's "
+    "and back; instructions an output element: those after the main loop; ceiling: the share of the tensor "
+    "cores' peak at which the schedulers can issue the main loop and, for packed panels, what follows it, an "
+    "upper bound and no forecast. Exact fp32: products of float32 without TensorFloat-32, which NVIDIA's "
     "tensor cores do not have."
 )
 
@@ -32,6 +33,7 @@ def aot_tables(records: Iterable[Record]) -> list[Table]:
             str(sum(bool(row["spill_stores"] or row["spill_loads"]) for row in group)),
             _kilobytes(max((row["shared_memory"] or 0 for row in group), default=0)),
             _span(group, "loop_instructions"),
+            _span(group, "element_instructions"),
             _span(group, "ceiling", percent=True),
             str(sum(bool(row["problems"]) for row in group)),
         )
@@ -39,7 +41,7 @@ def aot_tables(records: Iterable[Record]) -> list[Table]:
     )
     columns = (
         "kernel", "target", "triton", "configurations", "tensor cores", "registers", "with spills",
-        "most shared KB", "loop instructions", "ceiling", "with problems",
+        "most shared KB", "loop instructions", "instructions an output element", "ceiling", "with problems",
     )  # fmt: skip
     return [Table("GPU kernels, compiled ahead of time", columns, rows, (NOTE,))]
 
@@ -52,7 +54,7 @@ def configuration_tables(records: Iterable[Record]) -> list[Table]:
         rows = tuple(_row(row) for row in group)
         columns = (
             "configuration", "target", "triton", "registers", "spills", "shared KB", "tensor cores",
-            "buffers", "loop instructions", "ceiling", "problems",
+            "buffers", "loop instructions", "instructions an output element", "ceiling", "problems",
         )  # fmt: skip
         tables.append(Table(family, columns, rows))
     return tables
@@ -70,6 +72,7 @@ def _row(row: Record) -> tuple[str, ...]:
         ", ".join(row["tensor"]) or ("none, exact fp32" if _exact(row) else MISSING),
         _plain(row["buffers"]),
         _plain(row["loop_instructions"]),
+        _plain(row.get("element_instructions")),
         MISSING if row["ceiling"] is None else f"{row['ceiling']:.0%}",
         "; ".join(row["problems"]) or "none",
     )
@@ -96,7 +99,8 @@ def _exact(row: Record) -> bool:
 
 
 def _span(group: Sequence[Record], field: str, percent: bool = False) -> str:
-    values = [row[field] for row in group if row[field] is not None]
+    # Records of older versions lack newer fields.
+    values = [row[field] for row in group if row.get(field) is not None]
     if not values:
         return MISSING
     low, high = (f"{value:.0%}" if percent else f"{value:.0f}" for value in (min(values), max(values)))

@@ -124,6 +124,22 @@ def _other_tables(rows: Sequence[Record]) -> list[Table]:
     return tables
 
 
+def _time_tables(rows: Sequence[Record]) -> list[Table]:
+    """Return the tables of what the epilogue and the occupancy cost, with a row for each layer."""
+    tables = []
+    titles = {
+        "activation": "Packed panels by the activation in their epilogue, us",
+        "occupancy": "Packed panels by tokens of a program, warps (w) and stages (s), us",
+    }
+    for kind, title in titles.items():
+        layers = of_kind(rows, kind)
+        names = list(dict.fromkeys(name for row in layers for name in row["us"]))
+        shown = tuple((_layer_name(row), *(_microseconds(row, name) for name in names)) for row in layers)
+        if shown:
+            tables.append(Table(title, ("layer", *names), shown))
+    return tables
+
+
 def _model_table(rows: Sequence[Record]) -> list[Table]:
     models = of_kind(rows, "model")
     names = list(dict.fromkeys(name for row in models for name in row["us"]))
@@ -206,6 +222,7 @@ MAKERS: tuple[Callable[[Sequence[Record]], list[Table]], ...] = (
     _other_tables,
     _memory_table,
     _limit_table,
+    _time_tables,
     _tuning_table,
     _test_table,
 )
@@ -221,6 +238,12 @@ def _marked(table: Table, device: str, rows: Sequence[Record]) -> Table:
 def _mean(rows: Sequence[Record], side: str) -> str:
     mean = mean_ratio(rows, side)
     return MISSING if mean is None else f"{mean:.2f}x{'?' if any(row['busy'] for row in rows) else ''}"
+
+
+def _microseconds(row: Record, side: str) -> str:
+    if side not in row["us"]:
+        return MISSING
+    return f"{row['us'][side]['median']:.2f}{'?' if row['busy'] else ''}"
 
 
 def _layer_name(row: Record) -> str:

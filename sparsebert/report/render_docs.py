@@ -20,7 +20,12 @@ from sparsebert.atomic import write_text
 from sparsebert.report.sections import KINDS
 from sparsebert.results import read
 
-DOCUMENTS = (Path("README.md"), Path("docs/fastest-form.md"), Path("benchmarks/RESULTS.md"))
+DOCUMENTS = (
+    Path("README.md"),
+    Path("docs/fastest-form.md"),
+    Path("benchmarks/RESULTS.md"),
+    Path("kernels/README.md"),
+)
 BLOCK = re.compile(
     r"(<!-- results: (?P<kind>\S+) (?P<file>\S+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL
 )

@@ -31,6 +31,7 @@ from sparsebert.report.plots import Picture, speedup_pictures
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
 from sparsebert.report.revision_tables import revision_tables
+from sparsebert.report.roofline_tables import roofline_tables
 from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.serving_tables import line_pictures, serving_tables
@@ -159,7 +160,8 @@ _KINDS = (
     Kind("revisions", _of("revision"), _by_machine(revision_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
-    Kind("gpu_failed", _of("gpu_failed"), failure_tables),
+    Kind("gpu_failed", _of("gpu_failed", "gpu_killed"), failure_tables),
+    Kind("roofline", _of("roofline"), roofline_tables),
     Kind("aot", _of("aot"), aot_tables),
     Kind("environment", _of("environment"), environment_tables),
     Kind("report", _of("report"), _reported),

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # Least width to which the first column is folded.
 _LEAST_FIRST = 24
+# More columns than that are not read side by side on a page.
+_MOST_COLUMNS = 14
 # Returns a record's cell.
 Cell = Callable[[dict[str, Any]], str]
 
@@ -53,7 +55,9 @@ class Table:
         return cls(title, tuple(columns), rows, tuple(notes))
 
     def markdown(self) -> str:
-        """Return a Markdown table, with title and notes as paragraphs."""
+        """Return a Markdown table, with title and notes as paragraphs; a very wide one is transposed."""
+        if not self.prose and len(self.columns) > max(_MOST_COLUMNS, len(self.rows) + 1):
+            return self.transposed().markdown()
         lines = [f"**{self.title}**", ""] if self.title else []
         lines.append(_markdown_row(self.columns))
         other = " --- " if self.prose else " ---: "

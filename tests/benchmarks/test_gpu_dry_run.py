@@ -14,11 +14,11 @@ from benchmarks.gpu.baselines import two_of_four
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import DryRun
 from benchmarks.gpu.layers import Problem
-from benchmarks.gpu.tuning import candidates
+from benchmarks.gpu.tuning import _name, candidates
 from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.report.gpu_tables import gpu_tables
 from sparsebert.results import read
-from sparsebert_kernels.cuda.tile_rule import Shape, by_rule
+from sparsebert_kernels.cuda.tile_rule import Configuration, Shape, by_rule
 
 ROOT = Path(__file__).parents[2]
 ONE = torch.ones(2, 2)
@@ -97,4 +97,15 @@ def test_candidates_begin_with_the_rule_and_fit_the_device(kernel, rows):
     tried = candidates(shape, 227 * 1024)
     assert tried[0] == by_rule(shape, 227 * 1024)
     assert 3 <= len(tried) <= 40
-    assert len(set(tried)) == len(tried)
+    assert len(set(tried)) == len(tried) == len({_name(each) for each in tried})
+
+
+def test_candidates_for_short_loops_are_small_programs_of_two_stages():
+    tried = candidates(Shape("panel forward", 64, 64, 4096, 12, 14, "bfloat16"), 227 * 1024)
+    assert {Configuration(128, 8, 4, 2), Configuration(256, 8, 8, 2)} <= set(tried)
+    assert max(each.num_stages for each in tried) == 2
+
+
+def test_candidates_for_narrow_panels_take_one_to_four_together():
+    tried = candidates(Shape("panel forward", 16, 64, 4096, 48, 56, "bfloat16"), 227 * 1024)
+    assert {each.neighbours for each in tried} == {1, 2, 4}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 
-from benchmarks.gpu.__main__ import main, supervise
+from benchmarks.gpu.__main__ import LAST_SECONDS, MINUTES, main
 from benchmarks.gpu.points import Point, layer, point, queue, tiny
 from benchmarks.gpu.session import UNKNOWN_DEVICE, Session, measure_all, missing
+from benchmarks.gpu.tuning import OCCUPANCY
 
 POINTS = [point("limits"), point("tests", path="a"), point("tests", path="b")]
 DEVICE = {"name": "GPU", "dry_run": False}
@@ -49,13 +51,33 @@ def run(session: Session, points: list[Point], measure, until=1e9, clock=lambda:
     )
 
 
-def test_the_first_minutes_ask_for_limits_nothing_pruned_and_what_was_promised():
-    first = queue()[:30]
-    assert first[0].kind == "limits"
-    unpruned = [dict(each.arguments) for each in first[1:9]]
-    assert {each["sparsity"] for each in unpruned} == {0.0}
-    assert {each["block"][0] for each in unpruned} == {16, 32, 64, 128}
-    assert layer((3072, 768), 4096, (64, 64), 0.9).key in keys(first)
+def test_the_first_call_of_ten_minutes_shows_what_limits_the_kernels_and_what_a_model_gains():
+    first = queue()[:18]
+    kinds = [each.kind for each in first]
+    assert kinds == [
+        "limits", *["activation"] * 2, *["occupancy"] * 3, *["layer"] * 8, *["model"] * 4
+    ]  # fmt: skip
+    arguments = [dict(each.arguments) for each in first]
+    assert {each["tokens"] for each in arguments[1:3]} == {4096, 16384}
+    assert {each["sparsity"] for each in arguments[3:6]} == {0.75, 0.9, 0.95}
+    assert {each["sparsity"] for each in arguments[6:14]} == {0.0}
+    assert {each["block"][0] for each in arguments[6:14]} == {16, 32, 64, 128}
+    assert sum(each.seconds for each in first) < 60 * MINUTES - LAST_SECONDS
+
+
+def test_the_occupancy_is_that_of_1_2_and_4_stages():
+    tried = {(each.block_m, each.num_stages) for each in OCCUPANCY}
+    assert tried == set(itertools.product((128, 256), (1, 2, 4)))
+
+
+def test_the_second_call_tests_sweeps_and_measures_the_backward_pass():
+    kinds = [each.kind for each in queue()]
+    backward = next(
+        number for number, each in enumerate(queue()) if dict(each.arguments).get("mode") == "backward"
+    )
+    assert kinds[18] == "tests"
+    assert kinds.index("tests") < kinds.index("sanitizer") < kinds.index("tuning") < backward
+    assert backward < kinds.index("memory")
 
 
 def test_the_queue_covers_every_kind_once():
@@ -64,7 +86,7 @@ def test_the_queue_covers_every_kind_once():
     kinds = {each.kind for each in queue()}
     assert kinds == {
         "limits", "tuning", "layer", "planned", "dense", "masked", "bitmap", "model", "memory", "tests",
-        "sanitizer",
+        "sanitizer", "activation", "occupancy",
     }  # fmt: skip
 
 
@@ -139,14 +161,6 @@ def test_a_point_that_fails_is_written_down_and_the_next_one_goes_on(session):
     assert len(rest) == 2
 
 
-def test_a_lost_context_ends_the_process_but_not_the_call(session):
-    def measure(each: Point) -> dict:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    assert not run(session, POINTS, measure)
-    assert len(session.records()) == 1
-
-
 def test_a_figure_that_is_no_number_is_a_failure(session):
     assert run(session, POINTS[:1], lambda each: {"us": float("nan")})
     assert session.records()[0]["kind"] == "gpu_failed"
@@ -160,28 +174,6 @@ def test_a_stopped_process_leaves_the_name_of_its_point(session):
     assert limit > waiting.seconds
     session.end()
     assert session.interrupted() is None
-
-
-def test_a_worker_that_dies_is_noted_and_followed_by_another(session, monkeypatch):
-    started = []
-
-    class Dead:
-        def poll(self) -> int:
-            return -11
-
-    def start(session: Session, until: float, only: list[str]) -> Dead:
-        started.append(only)
-        if len(started) == 3:
-            monkeypatch.setattr(Dead, "poll", lambda self: 0)
-        else:
-            session.begin(POINTS[0])
-        return Dead()
-
-    monkeypatch.setattr("benchmarks.gpu.__main__._start", start)
-    supervise(session, 4e9, [])
-    reasons = [each["reason"] for each in session.records()]
-    assert reasons == ["the process died (exit code -11)"] * 2
-    assert session.records()[0]["device"]["name"] == UNKNOWN_DEVICE
 
 
 def test_a_dry_run_may_not_write_to_the_results(capsys, monkeypatch):

@@ -36,6 +36,19 @@ class TestReport:
         console.print(self.made())
         assert "768x768" in console.file.getvalue()  # type: ignore[attr-defined]
 
+    def test_for_a_gpu_begins_with_the_tokens_and_whether_they_are_the_default(self) -> None:
+        model, ticket = model_with(random_mask(0.1))
+        default, named = (plan(model, ticket, device="h200", **options) for options in ({}, {"tokens": 512}))
+        assert [default.layers[0].tokens, named.layers[0].tokens] == [4096, 512]
+        first, *_ = str(default).splitlines()
+        assert first == (
+            "planned for calls of 4096 tokens, the default on a GPU; tokens= plans for another number"
+        )
+        assert str(named).splitlines()[0] == "planned for calls of 512 tokens"
+        console = rich.console.Console(file=io.StringIO(), width=200)
+        console.print(default)
+        assert first in console.file.getvalue()  # type: ignore[attr-defined]
+
     def test_is_json(self) -> None:
         content = json.loads(json.dumps(self.made().to_dict()))
         assert [layer["key"] for layer in content["layers"]] == ["0", "1"]

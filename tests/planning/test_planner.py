@@ -161,7 +161,8 @@ class TestForAGpuThatIsNotHere:
         layer = self.made(random_mask(0.1, 3072))
         assert layer.format == "dense"
         assert re.fullmatch(
-            r"no format is predicted to be faster; as \d+x\d+ blocks up to [234]\.\dx predicted", layer.reason
+            r"no format is predicted to be faster; as \d+x\d+ blocks up to [1234]\.\dx predicted",
+            layer.reason,
         )
 
     def test_layers_that_read_one_input_agree_on_a_block_size(self) -> None:
@@ -177,6 +178,22 @@ class TestForAGpuThatIsNotHere:
         together = plan(model, Ticket(masks), tokens=4096, device="h200").layers
         assert len(set(alone)) > 1
         assert len({layer.block for layer in together}) == 1
+
+    def test_an_up_projection_is_compared_with_a_dense_one_and_a_kernel_for_its_activation(self) -> None:
+        transformers = pytest.importorskip("transformers")
+        config = transformers.BertConfig(num_hidden_layers=1, vocab_size=9)
+        model = transformers.BertModel(config).bfloat16()
+        mask = random_mask(0.1, 3072, 768 // 64, height=64).repeat_interleave(64, 1)
+        key = "encoder.layer.0.intermediate.dense"
+        fused, apart = (
+            plan(model, Ticket({key: mask}), device="h200", **options).layers[0]
+            for options in ({}, {"trainable": True})  # whose activation stays a module of its own
+        )
+        assert fused.dense_us is not None
+        assert apart.dense_us is not None
+        assert fused.dense_us > 1.3 * apart.dense_us
+        assert re.fullmatch(r"predicted [234]\.\dx dense with gelu", fused.reason)
+        assert "gelu" not in apart.reason
 
     def test_says_what_its_figures_are(self) -> None:
         made = plan(*model_with(random_mask(0.1)), device="h200")

@@ -21,6 +21,7 @@ def compiled(label="h64", target="sm_90", **changes):
         "tensor": {"wgmma m64n64k16": 8},
         "buffers": 4,
         "loop_instructions": 96.0,
+        "element_instructions": 15.3,
         "ceiling": 0.87,
         "error": None,
         "problems": [],
@@ -39,6 +40,7 @@ def test_a_family_shows_the_range_of_its_configurations():
     assert shown["registers"] == "100 to 126"
     assert shown["ceiling"] == "87% to 100%"
     assert shown["most shared KB"] == "128"
+    assert shown["instructions an output element"] == "15"
     assert (shown["configurations"], shown["with spills"], shown["with problems"]) == ("2", "0", "0")
 
 
@@ -66,7 +68,7 @@ def test_a_configuration_says_what_is_wrong_with_it():
 
 def test_what_does_not_compile_has_dashes():
     none = dict.fromkeys(("registers", "spill_stores", "spill_loads", "shared_memory", "buffers"))
-    none |= {"loop_instructions": None, "ceiling": None, "tensor": {}}
+    none |= {"loop_instructions": None, "element_instructions": None, "ceiling": None, "tensor": {}}
     row = compiled(**none, error="no", problems=["does not compile (no)"])
     assert cells(configuration_tables([row])[0])["spills"] == "-"
     assert cells(aot_tables([row])[0])["registers"] == "-"

@@ -199,3 +199,31 @@ def test_goals_are_named_apart():
 
 def test_no_records_of_a_gpu_make_no_table():
     assert gpu_tables([{"kind": "environment"}]) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [("activation", "Packed panels by the activation"), ("occupancy", "Packed panels by tokens")],
+)
+def test_activations_and_occupancies_are_shown_in_microseconds(kind, title):
+    arguments = {"shape": [3072, 768], "tokens": 4096, "sparsity": 0.9}
+    fields = {"us": {"cublas": quantile(28.0), "panel gelu": quantile(17.875)}, "ratio": {}}
+    table = titled([row(kind, arguments=arguments, **fields)], title)
+    assert table.columns == ("layer", "cublas", "panel gelu")
+    assert table.rows == (("3072x768, M = 4096, 90%", "28.00", "17.88"),)
+
+
+def test_the_up_projection_has_a_goal_with_and_without_gelu():
+    arguments = {"shape": [3072, 768], "tokens": 4096, "sparsity": 0.9, "block": [64, 64]}
+    times = {"cublas": 28.0, "cublas + gelu": 42.0, "panel": 10.0, "panel gelu": 20.0}
+    us = {side: quantile(each) for side, each in times.items()}
+    table = titled([row("activation", arguments=arguments, us=us, ratio={})], "Speed to reach")
+    reached = {name: (shown, verdict) for name, shown, *_, verdict in table.rows}
+    assert reached["FFN up, 64x64 blocks, 90 %, M = 4096"] == ("2.80x", "yes")
+    assert reached["FFN up with GELU, 64x64 blocks, 90 %, M = 4096"] == ("2.10x", "NO")
+
+
+def test_points_at_which_a_call_was_killed_are_no_failures():
+    killed = {**row("layer"), "kind": "gpu_killed"}
+    assert failure_tables([killed]) == []
+    assert gpu_tables([killed]) == []

@@ -116,7 +116,10 @@ def test_labels_can_be_selected():
 def test_one_configuration_of_each_kernel_is_fast_on_sm_90():
     labels = (
         "h64 g8 256x64x64 w8 s4 bf16 residual",
+        "h64 g8 128x64x64 w4 s2 bf16",
         "h64 g8 128x64x64 w4 s4 bf16",
+        "h16 g8 128x16x64 w4 s2 n4 bf16",
+        "h32 g8 256x32x64 w8 s4 n2 bf16 residual",
         "h64 g8 w4 bf16",
         "1024 w4 bf16",
         "h64 64x128x64 w4 s3 bf16",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsebert_kernels.cuda.aot.machine_code import (
     Loop,
     amd_loop,
+    nvidia_epilogue,
     nvidia_loop,
     shared_buffers,
     tensor_instructions,
@@ -45,6 +46,11 @@ def test_the_main_loop_is_the_one_with_tensor_core_instructions():
 def test_without_such_a_loop_there_is_none():
     assert nvidia_loop(SASS.replace("HGMMA", "FFMA")) is None
     assert amd_loop("") is None
+
+
+def test_the_epilogue_is_what_follows_the_last_product():
+    assert nvidia_epilogue(SASS) == 5
+    assert nvidia_epilogue(SASS.replace("HGMMA", "FFMA")) is None
 
 
 def test_four_warps_issue_a_warp_group_instruction_together_and_other_ones_each_for_itself():

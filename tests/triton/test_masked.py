@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from sparsebert_kernels.cuda import on_cpu
+from sparsebert_kernels.cuda import interpreter, on_cpu
 from sparsebert_kernels.masked import masked_linear, pack_mask, unpack_mask
 from tests.ops.problem import SHORT, gradient_of
 from tests.triton.tolerance import assert_as_exact_as_torch
@@ -131,6 +131,8 @@ def backend(request: pytest.FixtureRequest) -> str:
 def device(backend: str) -> Iterator[str]:
     """Device of the tensors: "triton" runs on a GPU, or in its interpreter on the CPU."""
     on_gpu = backend == "triton" and torch.cuda.is_available()
+    if backend == "triton" and not on_gpu and (reason := interpreter.why_broken()):
+        pytest.skip(reason)
     with on_cpu() if backend == "triton" and not on_gpu else nullcontext():
         yield "cuda" if on_gpu else "cpu"
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sparsebert_kernels import ops
-from sparsebert_kernels.cuda import tile_rule
+from sparsebert_kernels.cuda import panel_forward, tile_rule
+from sparsebert_kernels.cuda.tile_rule import Configuration
 from sparsebert_kernels.formats import PanelSparse
 from sparsebert_kernels.formats.panel import GROUP_COLUMNS, PANEL_ROWS, join
 from sparsebert_kernels.formats.transpose import transposed_index
@@ -16,6 +17,7 @@ from sparsebert_kernels.reference import ACTIVATIONS
 from tests.triton.panels import (
     BF16,
     FP16,
+    FP32,
     PanelProblem,
     assert_as_good_as_torch,
     leaf,
@@ -150,6 +152,45 @@ class TestNan:
             "tanh": [torch.nan, 1.0, -1.0, 1.0, 0.0],
         }.get(activation, [torch.nan, torch.inf, 0.0, 1e4, 0.0])
         torch.testing.assert_close(answer[0, :5].tolist(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+class TestNeighbouringPanels:
+    """A program of several panels gives the bits of one program a panel."""
+
+    @pytest.mark.parametrize(
+        ("h", "neighbours", "N"),
+        [(16, 4, 64), (16, 4, 40), (16, 2, 48), (32, 2, 96), (32, 2, 50), (32, 4, 33)],
+    )
+    @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+    def test_answer_as_single_ones_do(
+        self,
+        h: int,
+        neighbours: int,
+        N: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        problem = PanelProblem(M=70, N=N, K=200, h=h, g=8, dtype=dtype, residual=True)
+        packed, x = problem.packed(device), problem.x().to(device)
+        bias, residual = problem.bias_vector(), problem.residual_matrix()
+        assert bias is not None
+        assert residual is not None
+        answers = []
+        for count in (1, neighbours):
+            config = Configuration(64, 8, 4, 2, count)
+            monkeypatch.setattr(panel_forward, "configuration", lambda shape, device, c=config: c)
+            answers.append(ops.block_sparse_linear(x, packed, bias.to(device), "gelu", residual.to(device)))
+        assert torch.equal(*answers)
+
+    def test_of_a_weight_that_keeps_nothing(
+        self, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        problem = PanelProblem(N=40, h=16, density=0)
+        config = Configuration(64, 8, 4, 2, 4)
+        monkeypatch.setattr(panel_forward, "configuration", lambda shape, device: config)
+        y = ops.block_sparse_linear(problem.x().to(device), problem.packed(device))
+        assert not y.any()
 
 
 class TestDeterminism:

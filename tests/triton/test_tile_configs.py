@@ -32,6 +32,13 @@ class TestNearest:
         )
         assert nearest(SHAPE, entries) == config(128)
 
+    def test_steps_of_a_panel_decide_before_the_number_of_panels(self) -> None:
+        entries = (
+            (replace(SHAPE, tiles=60), config(64)),
+            (replace(SHAPE, panels=24, tiles=60), config(128)),
+        )
+        assert nearest(SHAPE, entries) == config(128)
+
     @pytest.mark.parametrize(
         "other",
         [{"kernel": "panel values gradient"}, {"panel_rows": 32}, {"dtype": "float32"}],
@@ -54,6 +61,15 @@ class TestFiles:
         assert measured("NVIDIA H200-141GB") == tuple(entries)
         assert measured("NVIDIA A100") == ()
 
+    def test_of_older_versions_have_one_panel_a_program(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tile_configs, "FOLDER", tmp_path)
+        text = record("GPU", [(SHAPE, config(128))])
+        assert ', "neighbours": 1' in text
+        (tmp_path / "gpu.json").write_text(text.replace(', "neighbours": 1', ""))
+        assert measured("GPU") == ((SHAPE, config(128)),)
+
     def test_that_hold_something_else_are_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -65,6 +81,14 @@ class TestFiles:
     def test_of_the_package_can_be_read(self) -> None:
         for path in tile_configs.FOLDER.glob("*.json"):
             assert measured(path.stem)
+
+
+def test_lengths_up_to_the_next_power_of_two_select_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    selected = []
+    monkeypatch.setattr(tile_configs, "by_rule", lambda shape, memory: selected.append(shape) or config(64))
+    for tokens in range(2049, 4097, 37):
+        configuration(replace(SHAPE, tokens=tokens, tiles=31), CPU)
+    assert selected == [replace(SHAPE, tiles=31)]
 
 
 def test_a_device_without_a_file_gets_the_rules() -> None:

@@ -11,7 +11,14 @@ import torch
 from sparsebert_kernels.cuda import tile_rule
 from sparsebert_kernels.cuda.aot.targets import TARGETS, Target
 from sparsebert_kernels.cuda.hardware import LEAST_SHARED_MEMORY, SHARED_MEMORY_AMD
-from sparsebert_kernels.cuda.tile_rule import TOKEN_BUCKETS, Shape, by_rule, by_target, splits
+from sparsebert_kernels.cuda.tile_rule import (
+    TOKEN_BUCKETS,
+    Configuration,
+    Shape,
+    by_rule,
+    by_target,
+    splits,
+)
 from sparsebert_kernels.formats.panel import PANEL_ROWS
 
 SHAPE = Shape("panel forward", 64, 64, 4096, 12, 30, "bfloat16")
@@ -44,6 +51,49 @@ class TestRule:
             shape = replace(SHAPE, panel_rows=height, tokens=tokens, dtype=dtype)
             compiled = by_target(shape)[by_rule(shape, target.shared_memory)]
             assert not compiled or target.name in compiled
+
+
+class TestShortLoops:
+    """Where a panel keeps few tiles, programs are small and several of them share a multiprocessor."""
+
+    @pytest.mark.parametrize("tiles", [0, 1, 12, 14, 24, 35, 36, 60, 144])
+    @pytest.mark.parametrize("height", PANEL_ROWS)
+    def test_have_one_stage_more_than_steps_at_most(self, tiles: int, height: int) -> None:
+        shape = replace(SHAPE, tiles=tiles, panel_rows=height)
+        assert by_rule(shape).num_stages <= max(2, shape.steps + 1)
+
+    def test_are_cut_into_128_tokens_with_two_stages(self) -> None:
+        assert by_rule(replace(SHAPE, tiles=14)) == Configuration(128, 8, 4, 2)
+        assert by_rule(replace(SHAPE, tiles=60), 227 * 1024) == Configuration(256, 8, 8, 4)
+
+    @pytest.mark.parametrize(("tiles", "chunk"), [(12, 1), (19, 1), (20, 2), (144, 2)])
+    def test_have_chunks_of_one_tile_in_the_values_gradient(self, tiles: int, chunk: int) -> None:
+        for height in PANEL_ROWS:
+            shape = replace(SHAPE, kernel="panel values gradient", panel_rows=height, tiles=tiles)
+            assert by_rule(shape).group == chunk
+
+
+class TestNeighbours:
+    @pytest.mark.parametrize(
+        ("height", "panels", "expected"), [(16, 48, 4), (32, 24, 2), (64, 12, 1), (128, 6, 1)]
+    )
+    def test_store_64_columns_together(self, height: int, panels: int, expected: int) -> None:
+        assert by_rule(replace(SHAPE, panel_rows=height, panels=panels)).neighbours == expected
+
+    @pytest.mark.parametrize(("panels", "expected"), [(1, 1), (2, 2), (3, 2), (4, 4)])
+    def test_are_no_more_than_there_are(self, panels: int, expected: int) -> None:
+        assert by_rule(replace(SHAPE, panel_rows=16, panels=panels)).neighbours == expected
+
+    def test_share_no_program_where_programs_are_few_or_sums_exact(self) -> None:
+        narrow = replace(SHAPE, panel_rows=16)
+        assert by_rule(replace(narrow, tokens=512)).neighbours == 1
+        assert by_rule(replace(narrow, dtype="float32")).neighbours == 1
+
+
+class TestBucket:
+    @pytest.mark.parametrize(("tokens", "bucket"), [(0, 1), (1, 1), (3, 4), (512, 512), (513, 1024)])
+    def test_is_the_next_power_of_two(self, tokens: int, bucket: int) -> None:
+        assert replace(SHAPE, tokens=tokens).bucket() == replace(SHAPE, tokens=bucket)
 
 
 class TestSplits:

@@ -40,7 +40,7 @@ def popcount(word):
     return ((v * 0x01010101) >> 24).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "words_per_row", "tiles"])
 def decompress_bitmap(
     values,  # (kept weights,)
     words,  # (N, words_per_row)

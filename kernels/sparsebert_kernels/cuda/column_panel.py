@@ -26,7 +26,7 @@ from .launch import Cut, fp32_precision, upcast
 FAMILY = "column panel"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "panels"])
 def column_panel_forward(
     x,  # (K, tokens), tokens rounded up to a whole token tile
     values,  # (tiles, H, 64)
@@ -74,7 +74,7 @@ def column_panel_forward(
     inside = row < N
     if bias is not None:
         sums += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)[:, None]
-    sums = activate(sums, ACTIVATION)
+    sums = activate(sums, ACTIVATION, y.dtype.element_ty == tl.float32)
     place = y + row.to(tl.int64)[:, None] * tokens + token[None, :]
     tl.store(place, sums.to(y.dtype.element_ty), mask=inside[:, None])
 

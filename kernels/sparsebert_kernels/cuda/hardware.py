@@ -26,9 +26,12 @@ def shared_memory(device: torch.device) -> int:
     """Return the bytes of shared memory available to one program; the default for a CPU."""
     if device.type != "cuda":
         return DEFAULT_SHARED_MEMORY
-    if torch.version.hip:
-        return SHARED_MEMORY_AMD
-    return SHARED_MEMORY.get(torch.cuda.get_device_capability(device), LEAST_SHARED_MEMORY)
+    return shared_memory_of(torch.cuda.get_device_capability(device))
+
+
+def shared_memory_of(capability: tuple[int, int]) -> int:
+    """Return the bytes of shared memory available to one program on GPUs of a compute capability."""
+    return SHARED_MEMORY_AMD if torch.version.hip else SHARED_MEMORY.get(capability, LEAST_SHARED_MEMORY)
 
 
 @functools.cache

@@ -48,7 +48,7 @@ def _kept(words, rows, words_per_row, first_word, BLOCK_K: tl.constexpr, EVEN_K:
     return ((bits >> (lane & 31)[None, :]) & 1) != 0
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "words_per_row"])
 def masked_forward(
     x,  # (M, K)
     weight,  # (N, K)
@@ -96,7 +96,7 @@ def masked_forward(
     tl.store(y_tile, tl.trans(sums).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "words_per_row"])
 def masked_input_gradient(
     gradient,  # (M, N)
     weight,  # (N, K)

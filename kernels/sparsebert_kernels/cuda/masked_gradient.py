@@ -61,7 +61,7 @@ def _store_weight_gradients(
         tl.store(dweight + place, sums.to(dweight.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "words_per_row", "tokens_per_split"])
 def masked_weight_gradient(
     gradient,  # (M, N)
     x,  # (M, K)
@@ -119,7 +119,7 @@ def masked_weight_gradient(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "words_per_row"])
 def reduce_masked_weight_gradient(
     partial,  # (splits, N, K) float32
     weight,  # (N, K)

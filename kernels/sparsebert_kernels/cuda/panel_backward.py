@@ -66,7 +66,7 @@ def panel_transpose(
     tl.store(out + tile * (WIDTH * WIDTH) + k * WIDTH + n, weights)
 
 
-@triton.jit(do_not_specialize=["M", "split_tokens"])
+@triton.jit(do_not_specialize=["M", "panels", "tiles", "split_tokens"])
 def panel_values_gradient(
     gradient,  # (M, N up to a whole panel)
     x,  # (M, K up to a whole group)
@@ -142,7 +142,7 @@ def panel_values_gradient(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def sum_splits(
     partial,  # (splits, size) fp32
     out,  # (size,)
@@ -270,11 +270,15 @@ def compile_cases() -> Iterator[CompileCase]:
             yield replace(_values_gradient_case(shape, short, config, targets), default=False)
     for short, (dtype, _) in PRODUCTS.items():
         for height, group in itertools.product(PANEL_ROWS, GROUP_COLUMNS):
-            shape = Shape(KERNEL, height, group, TOKEN_BUCKETS[-1], 12, 45, dtype_name(dtype))
-            for config, targets in by_target(shape).items():
+            panels, tiles = panel_forward.EXAMPLE_PANELS, panel_forward.EXAMPLE_TILES
+            size = KERNEL, height, group, TOKEN_BUCKETS[-1], panels
+            shapes = [Shape(*size, each, dtype_name(dtype)) for each in tiles]
+            # In float32, one configuration serves all.
+            cases = {each: shape for shape in shapes for each in by_target(shape).items()}
+            for (config, targets), shape in cases.items():
                 yield _values_gradient_case(shape, short, config, targets)
             if short != "tf32":  # copies and sums have no products
-                yield _transpose_case(shape, short)
+                yield _transpose_case(shapes[-1], short)
         if short != "tf32":
             partial, out = (
                 example(torch.float32, 3, 45, 64, TILE_COLUMNS),

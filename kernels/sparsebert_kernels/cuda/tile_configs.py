@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,21 @@ class Limits:
 
 
 def configuration(shape: Shape, device: torch.device) -> Configuration:
-    """Return the configuration for ``shape`` on ``device``: measured, else by the rule."""
-    return _selected(shape, name_of(device), shared_memory(device))
+    """Return the configuration for ``shape`` on ``device``, see ``selected``."""
+    return selected(shape, name_of(device), shared_memory(device))
+
+
+def selected(shape: Shape, name: str, memory: int) -> Configuration:
+    """Return the configuration for ``shape`` on a device: measured, else by the rule.
+
+    Numbers of tokens up to the next power of two share one, so that batches of all lengths select quickly.
+
+    Args:
+        shape: The problem.
+        name: The device's name.
+        memory: Bytes of shared memory available to one of its programs.
+    """
+    return _selected(shape.bucket(), name, memory)
 
 
 def measured(name: str) -> tuple[tuple[Shape, Configuration], ...]:
@@ -105,12 +118,16 @@ def nearest(shape: Shape, entries: tuple[tuple[Shape, Configuration], ...]) -> C
 
 
 def _distance(shape: Shape, other: Shape) -> float:
-    """Return the distance in doublings; tokens weigh most, then the weight's size, then its group width."""
+    """Return the distance in doublings.
 
-    def apart(name: str) -> float:
-        return abs(math.log2(max(getattr(shape, name), 1) / max(getattr(other, name), 1)))
+    Tokens weigh most, then the steps of a panel, which decide the depth of the pipeline, then the number of
+    panels and the width of a group.
+    """
 
-    return 4 * apart("tokens") + apart("panels") + apart("tiles") + 0.25 * apart("group_columns")
+    def apart(name: str, least: float = 1) -> float:
+        return abs(math.log2(max(getattr(shape, name), least) / max(getattr(other, name), least)))
+
+    return 4 * apart("tokens") + 2 * apart("steps", 0.25) + apart("panels") + 0.25 * apart("group_columns")
 
 
 def use_folder(folder: Path) -> None:
@@ -149,7 +166,9 @@ def _read(path: Path) -> tuple[tuple[Shape, Configuration], ...]:
 
 
 def _part(cls: type[Any], row: dict[str, Any]) -> Any:
-    return cls(**{field.name: row[field.name] for field in fields(cls)})
+    # Files of older versions lack newer fields, which have defaults.
+    present = [field.name for field in fields(cls) if field.name in row or field.default is MISSING]
+    return cls(**{name: row[name] for name in present})
 
 
 def _file_stem(name: str) -> str:

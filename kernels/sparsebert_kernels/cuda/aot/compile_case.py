@@ -45,6 +45,9 @@ class CompileCase:
         aligned: Integer arguments known to be multiples of 16 (pointers always are).
         product: (m, n, k) of the matrix product in one iteration of the main loop; None for a kernel without
             one.
+        steps: Iterations of the main loop, on average over the programs of the example; None where a program
+            has as many as the tokens demand.
+        results: Products (m, n) of a program, one after the other.
         default: Whether an untuned device uses this configuration in bfloat16.
         targets: Names of the targets to compile for (see ``aot.targets.TARGETS``); empty for all of them.
     """
@@ -58,6 +61,8 @@ class CompileCase:
     num_stages: int
     aligned: tuple[str, ...] = ()
     product: tuple[int, int, int] | None = None
+    steps: float | None = None
+    results: int = 1
     default: bool = True
     targets: tuple[str, ...] = ()
 
@@ -88,6 +93,8 @@ class LaunchRecorder:
             self.constants[parameter.name] = value
         elif isinstance(value, Tensor):
             self.arguments[parameter.name] = POINTERS[value.dtype]
+        elif value == 1 and not parameter.do_not_specialize:
+            self.constants[parameter.name] = value  # as Triton does
         else:
             self.arguments[parameter.name] = "i32"
             if value % ALIGNMENT == 0 and not parameter.do_not_specialize:
@@ -101,6 +108,8 @@ def recorded_case(
     family: str,
     label: str,
     product: tuple[int, int, int] | None = None,
+    steps: float | None = None,
+    results: int = 1,
     default: bool = True,
     targets: tuple[str, ...] = (),
 ) -> CompileCase:
@@ -113,6 +122,8 @@ def recorded_case(
         family: See ``CompileCase``.
         label: See ``CompileCase``.
         product: See ``CompileCase``.
+        steps: See ``CompileCase``.
+        results: See ``CompileCase``.
         default: See ``CompileCase``.
         targets: See ``CompileCase``.
     """
@@ -128,6 +139,8 @@ def recorded_case(
         num_stages=recorder.num_stages,
         aligned=tuple(recorder.aligned),
         product=product,
+        steps=steps,
+        results=results,
         default=default,
         targets=targets,
     )

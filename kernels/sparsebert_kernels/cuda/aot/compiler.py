@@ -15,6 +15,11 @@ from . import machine_code
 from .compile_case import CompileCase
 from .targets import SCHEDULERS, Target
 
+# Instructions an output element that half-precision kernels with an activation may issue after their loop.
+# The erf of the CUDA library alone takes 32; the longest epilogue, GELU with a residual on Blackwell, 25.
+MOST_INSTRUCTIONS = 26
+LONG_PROGRAM = 32  # output elements of a thread
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -29,8 +34,11 @@ class Compiled:
         tensor: Number of tensor-core instructions in the text, by name, e.g. ``{"wgmma m64n64k16": 8}``.
         buffers: Pipeline steps in shared memory, see ``machine_code.shared_buffers``.
         loop_instructions: Machine instructions that a warp issues for one step of the main loop.
-        ceiling: Share of the tensor cores' peak rate that the main loop reaches at most, because the
-            schedulers must issue all its instructions.
+        element_instructions: Machine instructions that a thread issues after the main loop for each of its
+            output elements: bias, activation, residual and the store, with the computation of addresses.
+        ceiling: Share of the tensor cores' peak rate that the kernel reaches at most, because the schedulers
+            must issue all instructions of the main loop and, if the number of steps is known
+            (``CompileCase.steps``), those after it.
         error: Compiler error; all other figures are then None. None for a case that compiles.
         problems: Reasons why the kernel cannot be fast on the target; empty if there are none.
     """
@@ -51,6 +59,7 @@ class Compiled:
     tensor: dict[str, int] = field(default_factory=dict)
     buffers: int | None = None
     loop_instructions: float | None = None
+    element_instructions: float | None = None
     ceiling: float | None = None
     error: str | None = None
     problems: tuple[str, ...] = ()
@@ -132,7 +141,7 @@ def _read_nvidia(case: CompileCase, target: Target, binary: Any) -> dict[str, An
         "spill_loads": len(re.findall(r"\bLDL\b", sass)),
         "tensor": machine_code.tensor_instructions(binary.asm["ptx"], binary.asm["ttgir"]),
         "buffers": machine_code.shared_buffers(binary.asm["ttgir"]),
-        **_issue_bound(case, target, machine_code.nvidia_loop(sass)),
+        **_issue_bound(case, target, machine_code.nvidia_loop(sass), machine_code.nvidia_epilogue(sass)),
     }
 
 
@@ -153,23 +162,30 @@ def _read_amd(case: CompileCase, target: Target, binary: Any) -> dict[str, Any]:
     }
 
 
-def _issue_bound(case: CompileCase, target: Target, loop: machine_code.Loop | None) -> dict[str, Any]:
-    """Return the instructions of one loop step and its ratio of tensor-core cycles to issue cycles."""
+def _issue_bound(
+    case: CompileCase, target: Target, loop: machine_code.Loop | None, epilogue: int | None = None
+) -> dict[str, Any]:
+    """Return the instructions of a loop step and of an output element, and the bound that they set."""
     if loop is None or case.product is None:
-        return {"loop_instructions": None, "ceiling": None}
+        return {"loop_instructions": None, "element_instructions": None, "ceiling": None}
     m, n, k = case.product
     step = m * n * k
     half = precision(case) == "half"
     # A pass of an unrolled loop holds several steps.
     instructions = loop.instructions * step / loop.products(case.num_warps, (m, n), half)
-    if target.products is None:
-        return {"loop_instructions": round(instructions, 1), "ceiling": None}
-    tensor_cycles = step / (target.products if half else target.products / 2)
-    issue_cycles = instructions * case.num_warps / SCHEDULERS
-    return {
+    elements = m * n * case.results / (case.num_warps * target.warp_size)  # of a thread
+    figures = {
         "loop_instructions": round(instructions, 1),
-        "ceiling": round(min(1.0, tensor_cycles / issue_cycles), 3),
+        "element_instructions": None if epilogue is None else round(epilogue / elements, 1),
+        "ceiling": None,
     }
+    if target.products is None:
+        return figures
+    tensor_cycles = step / (target.products if half else target.products / 2)
+    if case.steps and epilogue is not None:
+        instructions += epilogue / (case.steps * case.results)
+    issue_cycles = instructions * case.num_warps / SCHEDULERS
+    return {**figures, "ceiling": round(min(1.0, tensor_cycles / issue_cycles), 3)}
 
 
 def _problems(case: CompileCase, target: Target, figures: dict[str, Any]) -> Iterator[str]:
@@ -178,9 +194,20 @@ def _problems(case: CompileCase, target: Target, figures: dict[str, Any]) -> Ite
     if figures["shared_memory"] > target.shared_memory:
         limit = f"{target.name} has {target.shared_memory}"
         yield f"needs {figures['shared_memory']} bytes of shared memory, {limit}"
+    issued = figures["element_instructions"]
+    if issued is not None and issued > MOST_INSTRUCTIONS and _activates_long_programs(case, target):
+        yield f"issues {issued} instructions an output element after its loop, more than {MOST_INSTRUCTIONS}"
     needs_tensor_cores = precision(case) in ("half", "tf32")
     if needs_tensor_cores and not any(name.startswith(target.instruction) for name in figures["tensor"]):
         yield f"has no {target.instruction} ({', '.join(figures['tensor']) or 'no tensor-core instruction'})"
+
+
+def _activates_long_programs(case: CompileCase, target: Target) -> bool:
+    """Whether half-precision programs activate so many elements that their set-up does not count."""
+    if case.product is None or "ACTIVATION" not in case.constants or precision(case) != "half":
+        return False
+    m, n, _ = case.product
+    return m * n * case.results >= LONG_PROGRAM * case.num_warps * target.warp_size
 
 
 def _disassemble(tool: str, *arguments: str, binary: bytes) -> str:

@@ -23,6 +23,7 @@ TCGEN05_TTGIR = re.compile(
 MFMA = re.compile(r"\bv_s?mfmac?_\w+?_(\d+x\d+x\d+)\w*")
 
 TENSOR_SASS = re.compile(r"\b(?:HGMMA\.(\d+)x(\d+)x(\d+)|HMMA\.(16816|1688|1684)|(UTC\w*MMA))\b")
+NVIDIA_INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;")
 HMMA_SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}
 WARPS_OF_A_GROUP = 4  # four warps issue HGMMA together; each warp issues its own HMMA
 # Largest rows, columns and bytes per row of a UTC*MMA instruction, which one thread issues.
@@ -91,7 +92,7 @@ def nvidia_loop(sass: str) -> Loop | None:
     bodies = _loops(
         sass,
         label=re.compile(r"\s*(\.L_x_\d+):"),
-        instruction=re.compile(r"\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;"),
+        instruction=NVIDIA_INSTRUCTION,
         branch=re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)"),
     )
     body = _shortest_with(TENSOR_SASS, bodies)
@@ -103,6 +104,17 @@ def nvidia_loop(sass: str) -> Loop | None:
             m, n, k, short, _ = match.groups()
             shapes[(int(m), int(n), int(k)) if m else HMMA_SHAPES[short] if short else ()] += 1
     return Loop(len(body), dict(shapes))
+
+
+def nvidia_epilogue(sass: str) -> int | None:
+    """Count the instructions after the last product of a kernel in the output of nvdisasm, None without one.
+
+    The epilogue has no loop and ends with the last EXIT; what follows are only the bodies of calls.
+    """
+    lines = [match[1] for match in NVIDIA_INSTRUCTION.finditer(sass)]
+    products = [number for number, line in enumerate(lines) if TENSOR_SASS.search(line)]
+    exits = [number for number, line in enumerate(lines) if "EXIT" in line.split()]
+    return exits[-1] - products[-1] if products and exits and exits[-1] > products[-1] else None
 
 
 def amd_loop(assembly: str) -> Loop | None:
