@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsebert.compaction.analyze import analyze
-from sparsebert.compaction.expand import expand
-from sparsebert.compaction.install import compaction_record, install_compaction_
 from sparsebert.compaction.manifest import attach_record_, description_of
-from sparsebert.compaction.output_drift import output_change, outputs
-from sparsebert.compaction.rebuild import rebuild
 from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.tickets.ticket import Ticket
 
@@ -64,6 +59,11 @@ def compact_(
             a layer that cannot be replaced (tied, quantised or patched); the ticket does not fit; a number
             exceeds the model's widths; or a batch is not a mapping. The model is then unchanged.
     """
+    # Late: importing sparsebert stays quick.
+    from sparsebert.compaction.analyze import analyze
+    from sparsebert.compaction.install import compaction_record, install_compaction_
+    from sparsebert.compaction.output_drift import output_change, outputs
+
     plan = analyze(model, ticket, min_row_weights=min_row_weights, round_to=round_to)
     examples = _checked_batches(batches)
     expected = outputs(model, examples, Ticket.from_model(model) if ticket is None else ticket)
@@ -109,6 +109,8 @@ def expand_(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: The model has sparse layers; call ``densify_`` first. The model is then unchanged.
     """
+    from sparsebert.compaction.expand import expand
+
     expand(model)
     attach_quantizer_(model)
     return model
@@ -156,5 +158,7 @@ def rebuild_(model: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         ValueError: The description has another version, fits another architecture or is damaged, or the model
             is compacted already. The model is then unchanged.
     """
+    from sparsebert.compaction.rebuild import rebuild
+
     rebuild(model, description)
     return model

@@ -7,17 +7,8 @@ from torch import nn
 
 from sparsebert.bert import require_module
 from sparsebert.cost.precision import require_tolerance
-from sparsebert.nn.encoder_layers import NAMES
-from sparsebert.nn.fused_modules import encoders_of
-from sparsebert.nn.native_layers import require_fusible
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.planning.encoder_plan import FP32, PACKED, PAIRED, EncoderPlan
-from sparsebert.planning.engine_choice import (
-    decide_encoder,
-    encoders_on_gpu,
-    set_encoder_plan_,
-    why_not_packed,
-)
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 
@@ -77,6 +68,17 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
         ValueError: The model has no encoder of a known class, a layer of one has no fused form where it is,
             or the tolerance is unknown. The model is then unchanged.
     """
+    # Late: importing sparsebert stays quick.
+    from sparsebert.nn.encoder_layers import NAMES
+    from sparsebert.nn.fused_modules import encoders_of
+    from sparsebert.nn.native_layers import require_fusible
+    from sparsebert.planning.engine_choice import (
+        decide_encoder,
+        encoders_on_gpu,
+        set_encoder_plan_,
+        why_not_packed,
+    )
+
     require_module(model)
     require_tolerance(tolerance)
     encoders = encoders_of(model)
@@ -109,6 +111,8 @@ def unfuse_(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: ``model`` is not a module.
     """
+    from sparsebert.planning.engine_choice import set_encoder_plan_
+
     require_module(model)
     set_encoder_plan_(model, None)
     return model

@@ -14,8 +14,6 @@ from sparsebert.cost.precision import require_tolerance
 from sparsebert.hf.attach_quantizer import attach_quantizer_, recorded_option
 from sparsebert.linear_layers import require_filter
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.engine_choice import NO_OTHERS, carried_encoder_plan, decide_encoder
-from sparsebert.planning.install import matching_entries, repack_, settle_, sparse_layers
 from sparsebert.planning.plan import Plan
 from sparsebert.planning.planner import (
     check_options,
@@ -61,6 +59,10 @@ def replan_(
         ValueError: The model has no sparse layers, the plan belongs to another model, an option is unknown,
             a layer cannot have the format, or it is on the meta device. The model is then unchanged.
     """
+    # Late: importing sparsebert stays quick.
+    from sparsebert.planning.engine_choice import NO_OTHERS, carried_encoder_plan, decide_encoder
+    from sparsebert.planning.install import matching_entries, repack_, settle_, sparse_layers
+
     require_module(model)
     require_filter(filter)
     require_measure(measure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,13 +14,8 @@ from sparsebert.cost.default_tokens import default_tokens, on_gpu
 from sparsebert.cost.precision import require_tolerance
 from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.linear_layers import Filter
-from sparsebert.nn.fused_activation import FusedActivation
-from sparsebert.nn.fused_qkv import unfuse_qkv_
 from sparsebert.nn.module_swap import move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.after_compaction import CompactedTargets, compacted_targets
-from sparsebert.planning.engine_choice import NO_OTHERS, decide_encoder, require_fuse, set_encoder_plan_
-from sparsebert.planning.install import install_, matching_entries, settle_
 from sparsebert.planning.plan import Plan
 from sparsebert.planning.planner import (
     check_options,
@@ -31,6 +26,9 @@ from sparsebert.planning.planner import (
     shared_inputs_of,
 )
 from sparsebert.tickets.ticket import Ticket
+
+if TYPE_CHECKING:
+    from sparsebert.planning.after_compaction import CompactedTargets
 
 
 @torch.inference_mode(False)
@@ -106,6 +104,11 @@ def sparsify_(
             ``sparsebert.planning.target_layers.select_target_layers``), or ``fuse=True`` is not possible. The
             model is then unchanged.
     """
+    # Late: importing sparsebert stays quick.
+    from sparsebert.planning.after_compaction import compacted_targets
+    from sparsebert.planning.engine_choice import NO_OTHERS, decide_encoder, require_fuse
+    from sparsebert.planning.install import install_, matching_entries, settle_
+
     require_module(model)
     gpu = on_gpu(model)
     tokens = default_tokens(gpu) if tokens is None else tokens
@@ -177,6 +180,10 @@ def densify_(model: nn.Module) -> nn.Module:
     their places, and a fused encoder runs its layers one by one again. A model without sparse layers
     otherwise does not change. Raises ValueError if ``model`` is not a module or is itself a sparse layer.
     """
+    from sparsebert.nn.fused_activation import FusedActivation
+    from sparsebert.nn.fused_qkv import unfuse_qkv_
+    from sparsebert.planning.engine_choice import set_encoder_plan_
+
     require_module(model)
     set_encoder_plan_(model, None)
     for name, module in list(model.named_modules()):

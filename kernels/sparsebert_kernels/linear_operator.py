@@ -1,16 +1,19 @@
 """``sparsebert::linear``: one custom operator for all formats, with its fake and autograd registrations.
 
-Eager mode, ``torch.compile``, ``torch.export`` and autograd all see this operator. Its arguments are plain
-tensors and numbers, from which ``_rebuild`` makes a packed weight.
+``torch.compile``, ``torch.export``, tracers, modes and tensor subclasses see this operator. Its arguments are
+plain tensors and numbers, from which ``_rebuild`` makes a packed weight. A plain call that autograd alone
+observes takes ``call_eagerly``, the same computation without the operator, whose dispatch in Python takes
+longer on the host than all else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import _SingleLevelFunction
 
 from . import dispatch, forward_mode, reference
 from .formats import FORMATS, FP16_FORMATS, INT8_FORMATS, PackedWeight
@@ -26,20 +29,74 @@ def call(
 ) -> Tensor:
     """Call the operator for a packed weight. Raises RuntimeError in an export to ONNX, which lacks it."""
     _refuse_onnx()
-    index = [getattr(packed, name) for name in packed.TENSORS[1:]]
-    geometry = [int(getattr(packed, name)) for name in packed.GEOMETRY]
     return sparse_linear(
         x,
         packed.values,
-        index,
+        _index(packed),
         bias,
         list(transposed),
         packed.name,
-        geometry,
+        _geometry(packed),
         packed.shape[0],
         activation,
         residual,
     )
+
+
+def call_eagerly(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None,
+    transposed: Sequence[Tensor],
+    activation: str,
+    residual: Tensor | None,
+    quick: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """Compute as ``call`` does, for calls that nothing but autograd observes; through ``quick`` if given."""
+    constant = packed, transposed, activation, quick
+    y: Tensor = _EagerLinear.apply(x, packed.values, bias, residual, constant)  # type: ignore[attr-defined]
+    return y
+
+
+class _EagerLinear(_SingleLevelFunction):
+    """The computation of ``sparse_linear`` and its gradients, over a packed weight.
+
+    The base class is that of ``torch.autograd.Function`` without the checks for transforms of ``torch.func``,
+    which never come here and whose checks take as long as a launch.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        constant: tuple[Any, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(x, values, bias)
+        ctx.constant = constant
+        packed, _, activation, quick = constant
+        if quick is not None:
+            return quick(x, packed, bias, activation, residual)
+        return dispatch.compute(x, packed, bias, activation, residual)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, bias = ctx.saved_tensors
+        packed, transposed, activation, _ = ctx.constant
+        needs_x, needs_values, needs_bias, needs_residual, _ = ctx.needs_input_grad
+        weight = values, _index(packed), transposed, packed.name, _geometry(packed)
+        gradients = _gradients(gradient, x, weight, bias, activation, (needs_x, needs_values, needs_bias))
+        return *gradients, gradient if needs_residual else None, None
+
+
+def _index(packed: PackedWeight) -> list[Tensor]:
+    return [getattr(packed, name) for name in packed.TENSORS[1:]]
+
+
+def _geometry(packed: PackedWeight) -> list[int]:
+    return [int(getattr(packed, name)) for name in packed.GEOMETRY]
 
 
 def _refuse_onnx() -> None:
@@ -144,26 +201,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    dresidual = gradient
     x, values, *rest = ctx.saved_tensors
     n_index, n_transposed = ctx.sizes
     index, transposed = rest[:n_index], rest[n_index : n_index + n_transposed]
     bias = rest[-1] if ctx.has_bias else None
-    if ctx.activation != "none":
-        # Recomputed, not saved: the pre-activation is the widest tensor of a transformer layer.
-        arguments = (index, bias, transposed, ctx.format, ctx.geometry, ctx.out_features, "none")
-        gradient = reference.activate_backward(gradient, sparse_linear(x, values, *arguments), ctx.activation)
-    gradient = gradient.contiguous()
-    needs_x, needs_values = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-    dx, dvalues = sparse_linear_backward(
-        gradient, x, values, index, transposed, ctx.format, ctx.geometry, needs_x, needs_values
+    needs_x, needs_values, _, needs_bias, *_ = ctx.needs_input_grad
+    weight = values, index, transposed, ctx.format, ctx.geometry
+    dx, dvalues, dbias = _gradients(
+        gradient, x, weight, bias, ctx.activation, (needs_x, needs_values, needs_bias)
     )
-    dbias = None
-    if bias is not None and ctx.needs_input_grad[3]:
-        dbias = gradient.reshape(-1, gradient.shape[-1]).sum(0, dtype=torch.float32).to(bias.dtype)
     gradients: tuple[Any, ...] = (
-        dx if needs_x else None,
-        dvalues if needs_values else None,
+        dx,
+        dvalues,
         [None] * n_index,
         dbias,
         [None] * n_transposed,
@@ -173,7 +222,42 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         None,
     )
     # torch omits a last argument with its default value and expects no gradient for it.
-    return (*gradients, dresidual) if ctx.has_residual else gradients
+    return (*gradients, gradient) if ctx.has_residual else gradients
+
+
+def _gradients(
+    gradient: Tensor,
+    x: Tensor,
+    weight: tuple[Any, ...],
+    bias: Tensor | None,
+    activation: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of x, values and bias, None where not needed.
+
+    Args:
+        gradient: dL/dy [..., out].
+        x: [..., in].
+        weight: Values, index, transposed index, format and geometry, as the operator takes them.
+        bias: [out] or None.
+        activation: The activation of y.
+        needs: Whether x, values and bias need one.
+    """
+    values, index, transposed, format, geometry = weight
+    if activation != "none":
+        # Recomputed, not saved: the pre-activation is the widest tensor of a transformer layer.
+        out_features = gradient.shape[-1]
+        z = sparse_linear(x, values, index, bias, transposed, format, geometry, out_features, "none")
+        gradient = reference.activate_backward(gradient, z, activation)
+    gradient = gradient.contiguous()
+    needs_x, needs_values, needs_bias = needs
+    dx, dvalues = sparse_linear_backward(
+        gradient, x, values, index, transposed, format, geometry, needs_x, needs_values
+    )
+    dbias = None
+    if bias is not None and needs_bias:
+        dbias = gradient.reshape(-1, gradient.shape[-1]).sum(0, dtype=torch.float32).to(bias.dtype)
+    return dx if needs_x else None, dvalues if needs_values else None, dbias
 
 
 sparse_linear.register_autograd(_backward, setup_context=_setup_context)

@@ -149,9 +149,7 @@ def _masked_linear(
     straight_through: bool,
 ) -> Tensor:
     forward_mode.refuse("sparsebert::masked_linear")
-    if backend.runs_on(x):
-        from .cuda import masked as kernels
-
+    if kernels := _kernels(x, weight):
         return kernels.forward(x, weight, packed_mask, bias)
     with torch.autocast(x.device.type, enabled=False):
         return reference.linear(x, _masked(weight.to(x.dtype), packed_mask), bias)
@@ -183,13 +181,12 @@ def _masked_linear_backward(
     forward_mode.refuse("sparsebert::masked_linear_backward")
     dx, dweight = x.new_empty(0), weight.new_empty(0)
     dscores = weight.new_empty(0, dtype=scores_dtype or weight.dtype)
-    if backend.runs_on(x):
-        from .cuda import masked as kernels
-        from .cuda import masked_gradient
-
+    with torch.autocast(x.device.type, enabled=False):
         if needs_x:
-            dx = kernels.input_gradient(gradient, weight, packed_mask)
-        if needs_weight or scores_dtype:
+            dx = _input_gradient(gradient, weight, packed_mask)
+        if backend.runs_on(x) and (needs_weight or scores_dtype):
+            from .cuda import masked_gradient
+
             dweight, dscores = masked_gradient.weight_gradients(
                 gradient,
                 x,
@@ -199,11 +196,7 @@ def _masked_linear_backward(
                 straight_through=straight_through,
                 scores_dtype=scores_dtype,
             )
-        return dx, dweight, dscores
-    with torch.autocast(x.device.type, enabled=False):
-        if needs_x:
-            dx = gradient @ _masked(weight.to(gradient.dtype), packed_mask)
-        if needs_weight or scores_dtype:
+        elif needs_weight or scores_dtype:
             wide = torch.promote_types(x.dtype, torch.float32)
             full = gradient.to(wide).t() @ x.to(wide)
             if needs_weight:
@@ -231,6 +224,22 @@ def _(
         weight.new_empty(shape if needs_weight else 0),
         weight.new_empty(shape if scores_dtype else 0, dtype=scores_dtype or weight.dtype),
     )
+
+
+def _kernels(x: Tensor, weight: Tensor) -> Any:
+    """Return the module that multiplies with a weight; None where torch multiplies a masked copy."""
+    if not backend.runs_on(x):
+        return None
+    from .cuda import masked as kernels
+
+    return kernels if kernels.suits(weight) else None
+
+
+def _input_gradient(gradient: Tensor, weight: Tensor, packed_mask: Tensor) -> Tensor:
+    """Return ``gradient @ where(mask, weight, 0)`` in the dtype of the gradient."""
+    if kernels := _kernels(gradient, weight):
+        return kernels.input_gradient(gradient, weight, packed_mask)
+    return gradient @ _masked(weight.to(gradient.dtype), packed_mask)
 
 
 def _masked(matrix: Tensor, packed_mask: Tensor) -> Tensor:

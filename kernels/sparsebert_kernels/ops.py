@@ -73,17 +73,23 @@ def linear(
         ValueError: x differs from the weight in width, dtype or device; the bias has the wrong length; the
             residual differs from the result in shape or dtype; or the activation is unknown.
     """
-    # Shortcut for the most frequent call: the checks below take as long as a small layer.
+    observed = _is_observed(x)
+    plain = not observed and not _needs_gradient(x, packed.values, bias, residual)
+    # Shortcuts for the most frequent calls: the checks below take as long as a small layer.
+    if not observed and (quick := cuda.quick_call(x, packed, bias, activation, residual)) is not None:
+        if plain:
+            return quick(x, packed, bias, activation, residual)
+        return linear_operator.call_eagerly(x, packed, bias, transposed, activation, residual, quick)
     if (
-        residual is None
-        and plain_inference(x, packed.values, bias)
+        plain
+        and residual is None
         and native.supports(packed.name, packed.values.dtype, x)
         and (outputs := native.linear(x, (packed,), (bias,), activation)) is not None
     ):
         return outputs[0]
     _check(x, packed, bias, activation)
     on_gpu = cuda.covers(packed.name, x.device)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST_DTYPES:
+    if observed and torch.is_autocast_enabled(x.device.type) and x.dtype in AUTOCAST_DTYPES:
         x = x.to(torch.get_autocast_dtype(x.device.type))
         residual = None if residual is None else residual.to(x.dtype)
         if on_gpu:
@@ -91,14 +97,14 @@ def linear(
     _check_residual(residual, x, packed)
     if on_gpu:
         cuda.check_dtype(x, packed)
-    if _is_transformed():
+    if observed and _is_transformed():
         y = reference.linear(x, _dense_in_transform(packed).to(x.dtype), bias, activation)
         return y if residual is None else y + residual
     computed = cuda.DTYPES if on_gpu or x.is_cuda else COMPUTED_DTYPES
-    if x.dtype in computed and plain_inference(x, packed.values, bias, residual):
+    if plain and x.dtype in computed:
         return compute(x, packed, bias, activation, residual)
     if x.dtype == torch.float16 and x.dtype not in computed:
-        if fp16.supports(packed, x) and plain_inference(x, packed.values, bias, residual):
+        if plain and fp16.supports(packed, x):
             return compute(x, packed, bias, activation, residual)
         y = linear(x.float(), packed, bias, activation, transposed).half()
         return y if residual is None else y + residual
@@ -107,7 +113,8 @@ def linear(
     if x.dtype == torch.float64 or forward_mode.is_active():
         y = reference.linear(x, packed.to_dense(), bias, activation)
         return y if residual is None else y + residual
-    return linear_operator.call(x, packed, bias, transposed, activation, residual)
+    call = linear_operator.call if observed else linear_operator.call_eagerly
+    return call(x, packed, bias, transposed, activation, residual)
 
 
 def linear_in_precision_of_weight(
@@ -250,16 +257,29 @@ def plain_inference(x: Tensor, *others: Tensor | None) -> bool:
     The result may then be computed directly, which saves 15 us of operator dispatch per call. Call this
     before any function of the native library, whose loader a compiler cannot trace.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta:
-        return False
-    if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
-        return False
-    if forward_mode.is_active():
-        return False
-    if _len_torch_dispatch_stack() or _len_torch_function_stack():
-        return False
-    if peek_interpreter_stack() is not None or _get_tracing_state() is not None:
-        return False
+    return not _is_observed(x) and not _needs_gradient(x, *others)
+
+
+def _is_observed(x: Tensor) -> bool:
+    """Return whether autocast, a compiler, tracer, transform, mode or tensor subclass observes a call."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) is not Tensor
+        or x.is_meta
+        or torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+        or forward_mode.is_active()
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or peek_interpreter_stack() is not None
+        or _get_tracing_state() is not None
+    )
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    """Return whether autograd records a call with these tensors."""
     if not torch.is_grad_enabled():
-        return True
-    return not (x.requires_grad or any(t is not None and t.requires_grad for t in others))
+        return False
+    for tensor in tensors:  # noqa: SIM110  (a generator takes a microsecond)
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsebert.cli.console import progress
+from sparsebert.cli.option_groups import DataOptions, flattened
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
-from sparsebert.cli.shared_options import JsonFile, TicketFile, require_seed
+from sparsebert.cli.shared_options import TASK_NAMES, JsonFile, TicketFile, require_applicable, require_seed
 from sparsebert.cli.stamped import stamped
 
+if TYPE_CHECKING:
+    from sparsebert.healing.texts import Text
 
+
+@flattened
 def heal(
     model: Annotated[
         str, typer.Argument(help="pruned model, or dense model with --ticket: folder or hub id")
     ],
-    texts: Annotated[
-        Path,
-        typer.Option("--texts", help="texts without labels: .txt, .csv, .tsv, .jsonl, .json or .parquet"),
-    ],
     output: Annotated[Path, typer.Option(help="new folder of the healed model")],
+    data: DataOptions,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", help="texts without labels: .txt, .csv, .tsv, .jsonl, .json or .parquet"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help=f"in place of --texts, the training texts of a task: {TASK_NAMES}"),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -45,9 +55,6 @@ def heal(
         float | None,
         typer.Option(help="peak learning rate; chosen on held-out texts if omitted"),
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="tokens at which a text is cut [default: 128, or the model's maximum]")
-    ] = None,
     embeddings: Annotated[
         bool, typer.Option("--embeddings/--no-embeddings", help="also train the embeddings")
     ] = True,
@@ -62,11 +69,20 @@ def heal(
     Pruned weights stay zero. The model learns the dense model's hidden states, and its sentence embeddings
     or, for classifiers and question answering, its logits. A tenth of the texts decides which state is kept,
     so that the result is never worse than the start, and another tenth judges it. A run that was killed goes
-    on where it was when the command is repeated.
+    on where it was when the command is repeated. Of a --task or --train-file, the texts of the training
+    examples are read, not their labels.
     """
     if steps is not None and minutes is not None:
         raise ValueError("--steps conflicts with --minutes: both set the length of the training; omit one")
     require_seed("--seed", seed)
+    with_task = task is not None or data.user_files
+    if texts is None and not with_task:
+        raise ValueError("--texts is missing: pass a file of texts, or a --task or --train-file")
+    if with_task:
+        unlabelled = {"--texts": texts, "--texts-column": texts_column}
+        require_applicable(unlabelled, "unlabelled texts, without --task and --train-file")
+    else:
+        data.require_no_task(texts=True)
     require_files({"--texts": texts})
     if output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
@@ -78,33 +94,54 @@ def heal(
     from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.report.healing_tables import healing_lines
     from sparsebert.tasks.models import skeleton
-    from sparsebert.tasks.texts import read_pairs, read_texts
     from sparsebert.workflows.heal import heal as heal_model
 
-    columns = tuple(part.strip() for part in (texts_column or "").split(","))
-    if len(columns) > 2 or (len(columns) == 2 and not all(columns)):
-        raise ValueError(f"--texts-column takes one column, or two: a,b; got {texts_column!r}")
     settings = HealingSettings(
         minutes=10.0 if minutes is None else minutes,
         steps=steps,
         learning_rate=learning_rate,
-        max_length=max_length,
+        max_length=data.max_length,
         embeddings=embeddings,
         precision=precision,
         seed=seed,
     )
     hush_transformers()
+    read = _read(texts, texts_column) if texts is not None else _training_texts(task, data)
     with progress() as step:
         healing = heal_model(
             model,
             output,
-            read_pairs(texts, columns) if len(columns) == 2 else read_texts(texts, texts_column),
+            read,
             teacher=teacher,
             ticket=load_ticket(ticket, skeleton(model)) if ticket is not None else None,
             settings=settings,
             progress=step,
         )
-    fields = {"model": model, "teacher": teacher, "output": str(output), **healing.record()}
+    name = data.task_name(task) if with_task else None
+    fields = {"model": model, "task": name, "teacher": teacher, "output": str(output), **healing.record()}
     if json is not None:
         results.append(json, [stamped("heal", fields)])
     typer.echo("\n".join([*healing_lines(fields), f"wrote {output}"]))
+
+
+def _read(texts: Path, column: str | None) -> list[Text]:
+    """Return the texts of a file, or the pairs of two of its columns."""
+    from sparsebert.tasks.texts import read_pairs, read_texts
+
+    columns = [part.strip() for part in (column or "").split(",")]
+    if len(columns) > 2 or (len(columns) == 2 and not all(columns)):
+        raise ValueError(f"--texts-column takes one column, or two: a,b; got {column!r}")
+    if len(columns) == 2:
+        return [*read_pairs(texts, (columns[0], columns[1]))]
+    return [*read_texts(texts, column)]
+
+
+def _training_texts(task: str | None, data: DataOptions) -> list[Text]:
+    """Return the texts of a task's training examples."""
+    from sparsebert.tasks.texts import texts_of
+    from sparsebert.workflows.assemble import examples_of, task_of
+
+    name = data.task_name(task)
+    data.require_applicable_folder([name])
+    source = data.source(name, validates=False)
+    return texts_of(examples_of(data.mapped(task_of(name, source)), source).train)

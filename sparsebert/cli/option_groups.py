@@ -106,7 +106,8 @@ class DataOptions:
         ),
     ] = None
     max_length: Annotated[
-        int | None, typer.Option(help="maximum tokens per example; the task's default if omitted")
+        int | None,
+        typer.Option(help="maximum tokens per example; the default of task or command if omitted"),
     ] = None
 
     def __post_init__(self) -> None:

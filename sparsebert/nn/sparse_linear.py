@@ -136,12 +136,14 @@ class SparseLinear(nn.Module):
         """
         if residual is None and (output := take_precomputed(self, x)) is not None:
             return output
-        if self.precision:
+        buffers = self._buffers
+        if BITS in buffers and self.precision:
             y = ops.linear_in_precision_of_weight(x, self.packed, self.bias, self.activation)
             return y if residual is None else y + residual
-        if x.requires_grad and not torch.compiler.is_compiling():
+        if x.requires_grad and "transposed_0" not in buffers and not torch.compiler.is_compiling():
             self._keep_transposed(x)
-        return ops.linear(x, self.packed, self.bias, self.activation, self._transposed(), residual)
+        transposed = self._transposed() if "transposed_0" in buffers else ()
+        return ops.linear(x, self.packed, self._parameters["bias"], self.activation, transposed, residual)
 
     @property
     def precision(self) -> str:
@@ -154,7 +156,14 @@ class SparseLinear(nn.Module):
         tensors: dict[str, Any] = self._buffers
         if "values" not in tensors:
             tensors = {**tensors, "values": self.values}
-        return self._format((self.out_features, self.in_features), tensors, self._geometry)
+        if torch.compiler.is_compiling():
+            return self._format((self.out_features, self.in_features), tensors, self._geometry)
+        # Kept from call to call, since it holds what its kernels derive from it, until a tensor is replaced.
+        packed: PackedWeight | None = self.__dict__.get("_packed")
+        if packed is None or not packed.consists_of(tensors):
+            packed = self._format((self.out_features, self.in_features), tensors, self._geometry)
+            self.__dict__["_packed"] = packed
+        return packed
 
     @property
     def weight(self) -> Tensor:
@@ -255,7 +264,14 @@ class SparseLinear(nn.Module):
 
     def _transposed(self) -> list[Tensor]:
         """Return the transposed index, which makes the backward pass fast; empty unless it is kept."""
-        return [tensor for name, tensor in self._buffers.items() if name.startswith("transposed_")]  # type: ignore[misc]
+        first = self._buffers.get("transposed_0")
+        kept: list[Tensor] = self.__dict__.get("_transposed_index", [])
+        if first is None or torch.compiler.is_compiling() or not kept or kept[0] is not first:
+            buffers = self._buffers.items()
+            kept = [tensor for name, tensor in buffers if name.startswith("transposed_")]  # type: ignore[misc]
+            if not torch.compiler.is_compiling():
+                self.__dict__["_transposed_index"] = kept
+        return kept
 
     def _keep_transposed(self, x: Tensor) -> None:
         """Keep the transposed index from the first x with gradients on, for frozen panels on a GPU.
@@ -451,6 +467,8 @@ class SparseLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
+        for name in ("_packed", "_transposed_index"):
+            state.pop(name, None)
         if "values" in state:
             # Bytes, not a tensor: torch sends worker processes a reference to a tensor's memory, which would
             # be freed with this temporary tensor.

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,6 @@ from sparsebert.cost.engine_cost import seconds_in_layout
 from sparsebert.cost.precision import LOWER_PRECISIONS, below_tolerance, lower_precisions, require_tolerance
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.after_compaction import compacted_targets, compaction_note
-from sparsebert.planning.engine_choice import (
-    NO_OTHERS,
-    OtherPlans,
-    carried_encoder_plan,
-    decide_encoder,
-    require_fuse,
-)
 from sparsebert.planning.layer_decision import LayerDecision
 from sparsebert.planning.layer_timing import fastest_candidate
 from sparsebert.planning.plan import LayerPlan, Plan
@@ -39,6 +31,9 @@ from sparsebert_kernels import cpu, cuda, formats
 from sparsebert_kernels.errors import unknown
 from sparsebert_kernels.formats import RowPanelSparse
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
+
+if TYPE_CHECKING:
+    from sparsebert.planning.engine_choice import OtherPlans
 
 # A plan stops timing once timings that a busy machine spoilt took this long.
 MAX_BUSY_SECONDS = 2.0
@@ -90,6 +85,10 @@ def plan(
         ValueError: See ``select_target_layers``; or the format or device is unknown, ``tokens`` is not a
             positive integer, or the model is sparse and an option asks for another plan.
     """
+    # Late: importing sparsebert stays quick.
+    from sparsebert.planning.after_compaction import compacted_targets
+    from sparsebert.planning.engine_choice import carried_encoder_plan, decide_encoder, require_fuse
+
     target = None if device is None else gpu_roofline.named(device)
     require_module(model)
     gpu = target is not None or on_gpu(model)
@@ -173,6 +172,8 @@ def plans_for_engines(
         measure: Whether costs may be measured.
         tolerance: The lowest precision in which layers may compute.
     """
+    from sparsebert.planning.engine_choice import NO_OTHERS, OtherPlans
+
     if not planned.layers:
         return NO_OTHERS
     tokens = planned.layers[0].tokens
@@ -224,6 +225,9 @@ def _in_row_panels(layer: TargetLayer, plan: LayerPlan, tolerance: str, *, quick
 
 def carried_plan(model: nn.Module) -> Plan:
     """Return the plan that the sparse layers of ``model`` follow."""
+    from sparsebert.planning.after_compaction import compaction_note
+    from sparsebert.planning.engine_choice import carried_encoder_plan
+
     sparse = [module for module in model.modules() if isinstance(module, SparseLinear) and module.plan]
     entries = tuple(module.plan for module in sparse)
     heading = _heading(entries[0].tokens, is_default=False) if entries and on_gpu(model) else ""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsebert.tasks.examples import Example, Examples, Question
 from sparsebert.tasks.tables import lines_of, read_columns, read_text, stripped
 
 # Names of the column that holds the texts, where the user names none, best first.
@@ -68,6 +69,20 @@ def read_pairs(path: Path | str, columns: tuple[str, str]) -> list[tuple[str, st
     if not pairs:
         raise ValueError(f"{path} holds no pair of texts in columns {columns[0]} and {columns[1]}")
     return pairs
+
+
+def texts_of(examples: Examples) -> list[str | tuple[str, str]]:
+    """Return the texts of a task's examples without their labels: single ones, or pairs read together."""
+    texts: list[str | tuple[str, str]] = []
+    for example in examples:
+        if isinstance(example, Question):
+            texts.append((example.question, example.context))
+        elif isinstance(example, Example):
+            first, *others = example.texts
+            texts.append((first, others[0]) if others else first)
+        else:
+            texts.append(example)
+    return texts
 
 
 def text_batches(

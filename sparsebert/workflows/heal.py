@@ -109,7 +109,7 @@ def _teacher(
         teacher = recorded["id"]
     if teacher is None:
         raise ValueError(
-            f"{name} does not record the dense model that it was pruned from: pass that as the teacher"
+            f"{name} does not record the dense model that it was pruned from: pass that as --teacher"
         )
     try:
         return expand_(densify_(load_as_saved(teacher))).float()

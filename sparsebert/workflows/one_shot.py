@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,10 +153,18 @@ def prune_folder(
             machine: dict[str, Any] = {"tolerance": speed.tolerance, "device": speed.device}
             torch.set_num_threads(speed.threads)  # costs hold for a number of threads
             on_step("measuring what each matrix loses")
-            programme = programme_for(
-                model, pruning_method, batches, timed, saved=saved, progress=progress, **machine, **chosen_by
-            )
-            target = target_for(model.base_model, programme, timed, speed, on_step=on_step)
+            with _deleted_if_refused(measured):
+                programme = programme_for(
+                    model,
+                    pruning_method,
+                    batches,
+                    timed,
+                    saved=saved,
+                    progress=progress,
+                    **machine,
+                    **chosen_by,
+                )
+                target = target_for(model.base_model, programme, timed, speed, on_step=on_step)
             folder.parent.mkdir(parents=True, exist_ok=True)
             write_text(speed_file, json.dumps({"question": question, "target": asdict(target)}))
         sparsity = target.sparsity
@@ -192,6 +201,16 @@ def prune_folder(
     for file in (checkpoint, measured, speed_file):
         file.unlink(missing_ok=True)
     return ticket, reached
+
+
+@contextlib.contextmanager
+def _deleted_if_refused(file: Path) -> Iterator[None]:
+    """Delete the file in which a killed call would go on if the call raises ValueError, as it would again."""
+    try:
+        yield
+    except ValueError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _kept(target: SpeedTarget, options: Mapping[str, Any]) -> dict[str, Any]:

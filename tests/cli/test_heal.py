@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,38 @@ class TestPairs:
         assert (columns if columns.count(",") != 1 or columns[-1] == "," else "answer") in refused(
             capsys, *asked, "--texts-column", columns
         )
+
+
+class TestTask:
+    @pytest.fixture
+    def table(self, texts: Path, tmp_path: Path) -> Path:
+        """The texts with labels, and each with another text beside it."""
+        lines = texts.read_text().split("\n")[:-1]
+        rows = [f"{line},{other},{number % 2}" for number, (line, other) in enumerate(pairwise(lines))]
+        path = tmp_path / "train.csv"
+        path.write_text("\n".join(["text,other,label", *rows]) + "\n")
+        return path
+
+    def test_it_learns_from_the_texts_alone(self, asked: list[str], table: Path, output: Path) -> None:
+        asked[asked.index("--texts") + 1] = str(table)
+        assert app.main([*asked, "--texts-column", "text"]) == 0
+        unlabelled = load_as_saved(str(output)).state_dict()
+        shutil.rmtree(output)
+        del asked[asked.index("--texts") : asked.index("--texts") + 2]
+        assert app.main([*asked, "--train-file", str(table)]) == 0
+        healed = load_as_saved(str(output)).state_dict()
+        assert all(torch.equal(healed[name], unlabelled[name]) for name in unlabelled)
+
+    def test_pairs_are_read_together(self, asked: list[str], table: Path, output: Path) -> None:
+        del asked[asked.index("--texts") : asked.index("--texts") + 2]
+        assert app.main([*asked, "--train-file", str(table), "--text-columns", "text,other"]) == 0
+        assert output.is_dir()
+
+    def test_texts_or_a_task(self, asked: list[str], table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--texts applies only with unlabelled texts" in refused(capsys, *asked, "--task", "sst2")
+        assert "--label-map applies only with --task" in refused(capsys, *asked, "--label-map", "0=1")
+        del asked[asked.index("--texts") : asked.index("--texts") + 2]
+        assert "--texts is missing" in refused(capsys, *asked)
 
 
 class TestFolders:
@@ -234,7 +268,9 @@ class TestBadInput:
         return run
 
     def test_no_teacher_is_known(self, refusal: Callable[..., str], pruned: Path) -> None:
-        assert f"{pruned} does not record the dense model" in refusal(without="--teacher")
+        message = refusal(without="--teacher")
+        assert f"{pruned} does not record the dense model" in message
+        assert message.endswith("pass that as --teacher")
 
     def test_no_time(self, refusal: Callable[..., str]) -> None:
         assert refusal("--minutes", "0", without="--steps").endswith(

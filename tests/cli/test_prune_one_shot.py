@@ -123,6 +123,28 @@ def test_a_killed_run_for_a_speed_goes_on_with_the_sparsity_that_it_had_found(as
     assert [path.name for path in tmp_path.glob("pruned*")] == ["pruned"]
 
 
+def test_a_speed_that_no_density_reaches_leaves_nothing(asked, tmp_path, capsys):
+    at = asked.index("--sparsity")
+    command = [*asked[:at], *asked[at + 2 :], "--method", "wanda", "--speedup", "1000", "--batch", "4"]
+    assert "1000" in refused(capsys, *command)
+    assert not list(tmp_path.glob("pruned*"))
+
+
+def test_a_run_that_is_killed_after_measuring_keeps_what_it_has(asked, tmp_path, monkeypatch):
+    at = asked.index("--sparsity")
+    command = [*asked[:at], *asked[at + 2 :], "--method", "wanda", "--milliseconds", "500", "--batch", "4"]
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsebert.workflows.one_shot.write_text", killed)
+        assert app.main(command) != 0
+    assert (tmp_path / "pruned.measured.unfinished").exists()
+    assert app.main(command) == 0
+    assert [path.name for path in tmp_path.glob("pruned*")] == ["pruned"]
+
+
 def test_a_folder_that_exists_is_not_overwritten(asked, tmp_path, capsys):
     kept = tmp_path / "pruned" / "model.safetensors"
     kept.parent.mkdir()

@@ -197,9 +197,14 @@ print(json.dumps({"seconds": time.process_time() - start, "modules": sorted(set(
 
 
 @pytest.fixture(scope="module")
-def fresh_imports() -> list[dict]:
-    """What importing sparsebert and every public name of it adds to a process that has torch: three times."""
+def fresh_imports(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What importing sparsebert and every public name of it adds to a process that has torch: three times.
+
+    The first process compiles the modules, as the first import after an installation does.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PACKAGES.values()))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path_factory.mktemp("bytecode"))
     command = [sys.executable, "-c", IMPORT_AFTER_TORCH]
     return [
         json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
@@ -209,7 +214,7 @@ def fresh_imports() -> list[dict]:
 
 def test_import_is_quick(fresh_imports: list[dict]) -> None:
     # The quickest of three, and its own time: other work on the machine only ever adds to that on the clock.
-    assert min(each["seconds"] for each in fresh_imports) < 0.3
+    assert min(each["seconds"] for each in fresh_imports) < 0.25
 
 
 @pytest.mark.parametrize("library", ["transformers", "datasets", "triton"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -143,7 +144,7 @@ raise SystemExit("stuck" if process.exitcode is None else process.exitcode)
 
 
 class TestDirectCall:
-    """In plain inference the kernel is called without the operator; wherever somebody watches it is not."""
+    """The operator is called where somebody watches who needs it: not in plain inference, nor by autograd."""
 
     @pytest.fixture
     def operator_calls(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -169,14 +170,31 @@ class TestDirectCall:
             ops.linear(problem.x(), problem.packed())
         assert not operator_calls
 
-    def test_not_where_a_gradient_is_wanted(self, operator_calls: list[str]) -> None:
+    def test_where_a_gradient_is_wanted(self, operator_calls: list[str]) -> None:
         problem = Problem()
         packed = problem.packed()
         trainable = packed.replace(values=packed.values.clone().requires_grad_())
-        ops.linear(problem.x().requires_grad_(), packed)
-        ops.linear(problem.x(), packed, torch.nn.Parameter(torch.zeros(problem.N)))
-        ops.linear(problem.x(), trainable)
-        assert len(operator_calls) == 3
+        recorded = [
+            ops.linear(problem.x().requires_grad_(), packed),
+            ops.linear(problem.x(), packed, torch.nn.Parameter(torch.zeros(problem.N))),
+            ops.linear(problem.x(), trainable),
+        ]
+        assert all(y.requires_grad for y in recorded)
+        assert not operator_calls
+
+    def test_with_the_gradients_of_the_operator(self) -> None:
+        problem = Problem()
+
+        def gradients(call: Callable[..., Tensor]) -> list[Tensor]:
+            x, bias = problem.x().requires_grad_(), problem.bias_vector().requires_grad_()
+            packed = problem.packed()
+            trainable = packed.replace(values=packed.values.clone().requires_grad_())
+            residual = torch.ones(*x.shape[:-1], problem.N, requires_grad=True)
+            y = call(x, trainable, bias, (), "gelu", residual)
+            return [y, *torch.autograd.grad(y.square().sum(), (x, trainable.values, bias, residual))]
+
+        pairs = zip(gradients(linear_operator.call_eagerly), gradients(linear_operator.call), strict=True)
+        assert all(torch.equal(eager, operator) for eager, operator in pairs)
 
     def test_not_for_tensor_subclasses_and_modes(self, operator_calls: list[str]) -> None:
         class Subclass(torch.Tensor):

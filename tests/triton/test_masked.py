@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -27,8 +28,8 @@ class Problem:
     """x [M, K] times a masked weight [N, K]; ``str`` names it."""
 
     M: int = 33
-    N: int = 45
-    K: int = 100
+    N: int = 48
+    K: int = 112
     density: float = 0.3
     dtype: torch.dtype = FP32
     weight_dtype: torch.dtype | None = None  # None: as dtype
@@ -103,13 +104,21 @@ PROBLEMS = [
     Problem(straight_through=True),
     Problem(density=0),
     Problem(density=1),
-    Problem(M=1, N=1, K=1),
+    Problem(M=1, N=16, K=16),
     Problem(M=130, N=192, K=128),
-    Problem(M=1100, N=33, K=40),  # dW in several parts
-    Problem(M=1100, N=33, K=40, straight_through=True),
+    Problem(M=1100, N=32, K=48),  # dW in several parts
+    Problem(M=1100, N=32, K=48, straight_through=True),
+    # Not whole lines of 16: y and dX from a masked copy.
+    Problem(N=45, K=100),
+    Problem(M=1100, N=33, K=40),
+    Problem(M=1, N=1, K=1),
+    Problem(N=2),
+    Problem(K=312),
 ]
-PROBLEMS += [replace(p, dtype=dtype) for p in PROBLEMS[:-1] for dtype in (FP16, BF16)]
-PROBLEMS += [Problem(dtype=dtype, weight_dtype=FP32) for dtype in (FP16, BF16)]
+PROBLEMS += [replace(p, dtype=dtype) for p in PROBLEMS[:7] for dtype in (FP16, BF16)]
+PROBLEMS += [replace(p, dtype=BF16) for p in PROBLEMS[8:13]]
+PROBLEMS += [Problem(N=n, K=k, dtype=BF16, weight_dtype=FP32) for n, k in ((48, 112), (45, 112), (45, 100))]
+PROBLEMS += [Problem(dtype=FP16, weight_dtype=FP32)]
 
 
 @pytest.fixture(params=["torch", "triton"])
@@ -249,6 +258,53 @@ class TestInputs:
         assert gradient_of(weight).dtype == FP32
 
 
+class TestLines:
+    """What the kernels of the product load: 16 bytes at a time, or nothing."""
+
+    @pytest.fixture
+    def launched(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
+        """The tensors of each launch of the forward and input gradient kernels."""
+        from sparsebert_kernels.cuda import masked as kernels
+
+        launches = []
+        for name in ("_launch_forward", "_launch_input_gradient"):
+            launch = getattr(kernels, name)
+
+            def recorded(*arguments: Any, launch: Any = launch) -> None:
+                launches.append(tuple(each for each in arguments if isinstance(each, Tensor)))
+                launch(*arguments)
+
+            monkeypatch.setattr(kernels, name, recorded)
+        return launches
+
+    @pytest.mark.parametrize("backend", ["triton"], indirect=True)
+    @pytest.mark.parametrize(("N", "K"), [(45, 112), (48, 100), (2, 48), (312, 32)])
+    def test_a_weight_without_whole_lines_is_multiplied_by_torch(
+        self, N: int, K: int, device: str, launched: list[tuple[Tensor, ...]]
+    ) -> None:
+        Problem(N=N, K=K, M=3).results(device)
+        assert launched == []
+
+    @pytest.mark.parametrize("backend", ["triton"], indirect=True)
+    def test_views_that_begin_or_end_inside_a_line_are_copied(
+        self, device: str, launched: list[tuple[Tensor, ...]]
+    ) -> None:
+        problem = Problem(dtype=BF16)
+        words = pack_mask(problem.mask()).to(device)
+        shifted = []
+        for tensor in (problem.x(), problem.weight()):
+            wide = torch.zeros(len(tensor), tensor.shape[1] + 3, dtype=BF16, device=device)
+            wide[:, 1:-2] = tensor
+            shifted.append(wide[:, 1:-2].requires_grad_())
+        bias = torch.cat([problem.bias()[:1], problem.bias()]).to(device)[1:]
+        y = masked_linear(*shifted, words, bias)
+        y.backward(problem.gradient().to(device))
+        assert len(launched) == 2
+        for tensor in itertools.chain(*launched):
+            assert tensor.data_ptr() % 16 == 0
+            assert tensor.dtype == torch.int32 or tensor.dim() == 1 or tensor.stride(0) % 16 == 0
+
+
 class TestOperator:
     @pytest.mark.parametrize("dtype", [FP32, BF16], ids=SHORT.get)
     @pytest.mark.parametrize("gradients", [False, True], ids=["inference", "training"])
@@ -306,7 +362,7 @@ class TestRefusals:
         ],
     )
     def test_what_does_not_fit(self, message: str, changes: dict[str, Tensor]) -> None:
-        problem = Problem()
+        problem = Problem(N=45, K=100)
         arguments = {"x": problem.x(), "weight": problem.weight(), "packed_mask": pack_mask(problem.mask())}
         with pytest.raises(ValueError, match=message):
             masked_linear(**{**arguments, **changes})

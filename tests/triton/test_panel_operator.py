@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -237,3 +239,80 @@ class TestWithoutKernels:
         gradient = packed.replace(values=packed.values.grad).to_dense().float()
         expected = torch.where(problem.mask(), x.detach().sum(0), 0)
         torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-2)
+
+
+class TestRepeatedCalls:
+    """After its first call, a weight has a shorter way to the kernel, for readable arguments."""
+
+    @pytest.fixture
+    def packed(self, device: torch.device) -> PanelSparse:
+        packed = PanelSparse.from_dense(torch.randn(32, 64).to(device), block_size=(16, 16))
+        ops.linear(torch.ones(1, 64, device=device), packed)
+        assert packed.quick_call is not None
+        return packed
+
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda x: x,
+            lambda x: x[None],
+            lambda x: x[:1].expand(6, 64),
+            lambda x: x.t().contiguous().t(),
+            lambda x: x.repeat(1, 2)[:, 1:65],
+            lambda x: x[:, None].transpose(0, 1),
+            lambda x: x[0],
+            lambda x: x[:0],
+        ],
+    )
+    def test_answer_as_the_first_does(
+        self, packed: PanelSparse, device: torch.device, view: Callable[[Tensor], Tensor]
+    ) -> None:
+        x, bias = view(torch.randn(6, 64).to(device)), torch.randn(64).to(device)[::2]
+        first = ops.linear(x, packed.replace(), bias, "gelu")
+        assert torch.equal(ops.linear(x, packed, bias, "gelu"), first)
+        residual = torch.randn(32, *first.shape[:-1]).to(device).movedim(0, -1)
+        again = ops.linear(x, packed.replace(), bias, "gelu", residual=residual)
+        assert torch.equal(ops.linear(x, packed, bias, "gelu", residual=residual), again)
+
+    @pytest.mark.parametrize(
+        ("message", "arguments"),
+        [
+            ("last dimension must be 64", {"x": torch.ones(6, 32)}),
+            ("x is torch.bfloat16, the weight torch.float32", {"x": torch.ones(6, 64).bfloat16()}),
+            ("bias has shape", {"bias": torch.ones(31)}),
+            ("residual is", {"residual": torch.ones(6, 31)}),
+            ("activation", {"activation": "swish"}),
+        ],
+    )
+    def test_refuse_what_the_first_refuses(
+        self, packed: PanelSparse, device: torch.device, message: str, arguments: dict[str, Any]
+    ) -> None:
+        on_device = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in {"x": torch.ones(6, 64), **arguments}.items()
+        }
+        with pytest.raises(ValueError, match=message):
+            ops.linear(on_device.pop("x"), packed, **on_device)
+
+    def test_read_a_bias_whose_data_is_replaced(self, packed: PanelSparse, device: torch.device) -> None:
+        x, bias = torch.ones(6, 64, device=device), torch.nn.Parameter(torch.zeros(32, device=device))
+        before = ops.linear(x, packed, bias)
+        bias.data = torch.ones(32, device=device)
+        torch.testing.assert_close(ops.linear(x, packed, bias), before + 1)
+
+    def test_leave_the_weight_to_be_freed_with_its_last_reference(self, device: torch.device) -> None:
+        packed = PanelSparse.from_dense(torch.randn(32, 64).to(device), block_size=(16, 16))
+        ops.linear(torch.ones(1, 64, device=device), packed)
+        alive = weakref.ref(packed)
+        del packed
+        assert alive() is None
+
+    def test_without_kernels_use_torch(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            pytest.skip("a weight on a GPU always has kernels")
+        packed = PanelSparse.from_dense(torch.randn(32, 64), block_size=(16, 16))
+        x = torch.randn(6, 64)
+        ops.linear(x, packed)
+        assert backend.quick_call(x, packed, None, "none", None) is not None
+        with mock.patch.object(backend, "_cpu_too", False):
+            assert backend.quick_call(x, packed, None, "none", None) is None

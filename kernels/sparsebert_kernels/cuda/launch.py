@@ -12,6 +12,7 @@ from torch import Tensor
 # Kernels assume that addresses and row strides are multiples of 16 elements, which 16-byte copies require.
 ALIGNED_ELEMENTS = 16
 ALIGNED_BYTES = 16
+_MATMUL = torch.backends.cuda.matmul
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def fp32_precision() -> str:
     """Return the precision of float32 products as set for torch's own matmul, "ieee" or "tf32"."""
-    matmul = torch.backends.cuda.matmul
-    allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    precision = getattr(_MATMUL, "fp32_precision", None)
+    allowed = _MATMUL.allow_tf32 if precision is None else precision == "tf32"
     return "tf32" if allowed else "ieee"
 
 
@@ -84,6 +85,12 @@ def aligned_rows(matrix: Tensor, multiple: int = ALIGNED_ELEMENTS) -> Tensor:
     copy[:, :columns] = matrix
     copy[:, columns:] = 0
     return copy
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` contiguous and readable with 16-byte loads, copied if need be."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNED_BYTES else tensor
 
 
 def check_aligned(name: str, tensor: Tensor) -> None:

@@ -7,6 +7,9 @@ No masked copy of W is written. The mask is one int32 word per row and 32 column
 make the pipeline stage 32 KB of mask per step. The weight may be wider than x (float32 under autocast); it is
 rounded to the dtype of x after the selection, also in registers.
 
+N and K must be multiples of 16 (``suits``): other rows would be loaded value by value, which spills
+registers. torch multiplies a masked copy of such a weight instead.
+
 The product is computed as (W @ x.T).T, so that the masked tile is the left operand: tensor cores can read it
 from registers, and it never returns to shared memory. Sums are float32 and added in a fixed order.
 """
@@ -14,6 +17,7 @@ from registers, and it never returns to shared memory. Sums are float32 and adde
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +30,7 @@ from ..dtype_names import short_name
 from .aot.compile_case import CompileCase, example, recorded_case
 from .device_functions import operand
 from .hardware import DEFAULT_SHARED_MEMORY, SHARED_MEMORY, multiprocessors, shared_memory
-from .launch import Cut, fp32_precision, rows_contiguous, upcast
+from .launch import ALIGNED_ELEMENTS, Cut, aligned, aligned_rows, fp32_precision, upcast
 
 
 @triton.jit
@@ -164,10 +168,15 @@ WIDE_FROM = (9, 0)
 WIDE_TARGETS = ("sm_90", "sm_100")
 
 
+def suits(weight: Tensor) -> bool:
+    """Return whether ``forward`` and ``input_gradient`` multiply a weight [N, K] of this shape."""
+    return not any(size % ALIGNED_ELEMENTS for size in weight.shape)
+
+
 def forward(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``x @ where(mask, weight, 0).T + bias`` [M, N] in the dtype of x; x [M, K], weight [N, K]."""
-    x, weight, words = rows_contiguous(x), rows_contiguous(weight), words.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    x, weight, words = aligned_rows(x), aligned_rows(weight), aligned(words)
+    bias = None if bias is None else aligned(bias)
     M, N = x.shape[0], weight.shape[0]
     y = x.new_empty(M, N)
     cuts = FORWARD[product_precision(x)]
@@ -199,7 +208,7 @@ def _launch_forward(
 
 def input_gradient(gradient: Tensor, weight: Tensor, words: Tensor) -> Tensor:
     """Return ``gradient @ where(mask, weight, 0)`` [M, K] in the dtype of the gradient [M, N]."""
-    gradient, weight, words = gradient.contiguous(), rows_contiguous(weight), words.contiguous()
+    gradient, weight, words = aligned(gradient), aligned_rows(weight), aligned(words)
     M, K = gradient.shape[0], weight.shape[1]
     dx = gradient.new_empty(M, K)
     cuts = INPUT_GRADIENT[product_precision(gradient)]
@@ -259,6 +268,10 @@ COMPILED = (
 )
 
 
+# Shapes [N, K] of the weight: whole tiles, and TinyBERT's feed-forward width, which ends inside a tile.
+COMPILED_SHAPES = ((768, 768), (1200, 1200))
+
+
 def compile_case(
     kernel: Any,
     launch: Callable[[Any], object],
@@ -267,14 +280,16 @@ def compile_case(
     kind: str,
     cut: Cut,
     product: tuple[int, int, int],
+    shape: tuple[int, int] = COMPILED_SHAPES[0],
 ) -> CompileCase:
     """Record a launch of a kernel over x and weight of ``dtypes``; see ``aot.compile_case.recorded_case``."""
     x, weight = map(short_name, dtypes)
+    of_shape = "" if shape == COMPILED_SHAPES[0] else f" {shape[0]}x{shape[1]}"
     return recorded_case(
         kernel,
         launch,
         family=family,
-        label=f"{cut} x {x} weight {weight} {kind}",
+        label=f"{cut} x {x} weight {weight} {kind}{of_shape}",
         product=product,
         default=dtypes[0] == torch.bfloat16,
         targets=WIDE_TARGETS if cut.BLOCK_M == WIDE_TOKENS else (),
@@ -283,16 +298,15 @@ def compile_case(
 
 def compile_cases() -> Iterator[CompileCase]:
     """Yield both kernels with every cut, for each pair of dtypes; those of bfloat16 are the defaults."""
-    for x_dtype, weight_dtype, kind in COMPILED:
-        dtypes, precision = (x_dtype, weight_dtype), "tf32" if kind == "tf32" else "ieee"
-        x, y = example(x_dtype, 4096, 768), example(x_dtype, 4096, 768)
-        weight, words = example(weight_dtype, 768, 768), example(torch.int32, 768, 24)
-        bias = example(x_dtype, 768)
+    for (x_dtype, weight_dtype, kind), shape in itertools.product(COMPILED, COMPILED_SHAPES):
+        dtypes, precision, (N, K) = (x_dtype, weight_dtype), "tf32" if kind == "tf32" else "ieee", shape
+        x, y, bias = example(x_dtype, 4096, K), example(x_dtype, 4096, N), example(x_dtype, N)
+        weight, words = example(weight_dtype, N, K), example(torch.int32, N, triton.cdiv(K, 32))
         for cut in FORWARD[kind]:
             launch = functools.partial(_launch_forward, x, weight, words, bias, y, cut, precision)
             product = cut.BLOCK_N, cut.BLOCK_M, cut.BLOCK_K
-            yield compile_case(masked_forward, launch, "masked forward", dtypes, kind, cut, product)
+            yield compile_case(masked_forward, launch, "masked forward", dtypes, kind, cut, product, shape)
         for cut in INPUT_GRADIENT[kind]:
             launch = functools.partial(_launch_input_gradient, y, weight, words, x, cut, precision)
             product = cut.BLOCK_K, cut.BLOCK_M, cut.BLOCK_N
-            yield compile_case(masked_input_gradient, launch, "masked dX", dtypes, kind, cut, product)
+            yield compile_case(masked_input_gradient, launch, "masked dX", dtypes, kind, cut, product, shape)

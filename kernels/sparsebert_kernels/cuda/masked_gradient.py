@@ -5,12 +5,14 @@
     dS = G * W                  dL/dmask
 
 If the weight has fewer tiles than the device has multiprocessors, the tokens are split and a second kernel
-adds the partial sums in order. Without atomics, the same input always gives the same bits.
+adds the partial sums in order. Without atomics, the same input always gives the same bits. N and K may be any
+numbers.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,8 +25,8 @@ from ..dtype_names import short_name
 from .aot.compile_case import CompileCase, example, recorded_case
 from .device_functions import operand
 from .hardware import multiprocessors
-from .launch import Cut, fp32_precision, rows_contiguous, upcast
-from .masked import COMPILED, compile_case, product_precision
+from .launch import ALIGNED_ELEMENTS, Cut, aligned, aligned_rows, fp32_precision, rows_contiguous, upcast
+from .masked import COMPILED, COMPILED_SHAPES, compile_case, product_precision
 
 
 @triton.jit
@@ -152,19 +154,22 @@ def reduce_masked_weight_gradient(
 
 WEIGHT_GRADIENT = {
     "half": Cut(64, 128, 128, 8, 3),
-    # The epilogue holds the float32 weights in registers as well, so that the full width spills on Blackwell.
-    "half, float32 weight": Cut(64, 128, 64, 8, 3),
+    # The epilogue holds more registers for float32 weights, and for rows that it stores value by value.
+    "half, wide epilogue": Cut(64, 128, 64, 8, 3),
     "tf32": Cut(32, 64, 64, 4, 3),
-    "ieee": Cut(32, 64, 64, 4, 3),
+    "ieee": Cut(32, 64, 32, 4, 3),
 }
+# Shapes [N, K] to compile for: besides whole lines, TinyBERT's width, a vocabulary and a head of two classes.
+SHAPES = (*COMPILED_SHAPES, (312, 312), (1200, 312), (30522, 768), (2, 768))
 REDUCTION = {"BLOCK_N": 8, "BLOCK_K": 128}
 REDUCTION_WARPS = 4
 LEAST_TOKENS_PER_SPLIT = 512
 
 
-def weight_gradient_cut(kind: str, x: torch.dtype, weight: torch.dtype) -> Cut:
-    """Return the cut for products of this precision (``masked.product_precision``) and these dtypes."""
-    return WEIGHT_GRADIENT["half, float32 weight" if kind == "half" and weight != x else kind]
+def weight_gradient_cut(x: Tensor, weight: Tensor, precision: str) -> Cut:
+    """Return the cut for x [M, K], weight [N, K] and products of this ``masked.product_precision``."""
+    wide_epilogue = weight.dtype != x.dtype or weight.shape[1] % ALIGNED_ELEMENTS
+    return WEIGHT_GRADIENT["half, wide epilogue" if precision == "half" and wide_epilogue else precision]
 
 
 def weight_gradients(
@@ -192,12 +197,12 @@ def weight_gradients(
         dweight [N, K] in the dtype of the weight, empty unless needed, and dscores [N, K] in
         ``scores_dtype``, empty if that is None.
     """
-    gradient, x, words = gradient.contiguous(), rows_contiguous(x), words.contiguous()
-    weight = rows_contiguous(weight)
     (M, K), N = x.shape, weight.shape[0]
+    rows = rows_contiguous if K % ALIGNED_ELEMENTS else aligned_rows
+    gradient, x, weight, words = aligned(gradient), rows(x), rows(weight), aligned(words)
     dweight = weight.new_empty((N, K) if needs_weight else 0)
     dscores = weight.new_empty((N, K) if scores_dtype else 0, dtype=scores_dtype or weight.dtype)
-    cut = weight_gradient_cut(product_precision(x), x.dtype, weight.dtype)
+    cut = weight_gradient_cut(x, weight, product_precision(x))
     tiles = triton.cdiv(N, cut.BLOCK_N) * triton.cdiv(K, cut.BLOCK_K)
     splits = max(1, min(multiprocessors(x.device) // tiles, M // LEAST_TOKENS_PER_SPLIT))
     partial = x.new_empty((splits, N, K) if splits > 1 else (0, N, K), dtype=torch.float32)
@@ -256,24 +261,30 @@ def _launch_reduction(
 def compile_cases() -> Iterator[CompileCase]:
     """Yield every kernel for each pair of dtypes; those of bfloat16 are the defaults."""
     epilogue = {"NEEDS_WEIGHT": True, "MASKED": True, "NEEDS_SCORES": True}
-    words, dscores = example(torch.int32, 768, 24), example(torch.float32, 768, 768)
-    for x_dtype, weight_dtype, kind in COMPILED:
-        dtypes, precision = (x_dtype, weight_dtype), "tf32" if kind == "tf32" else "ieee"
-        cut = weight_gradient_cut(kind, *dtypes)
-        x, weight = example(x_dtype, 4096, 768), example(weight_dtype, 768, 768)
+    for (x_dtype, weight_dtype, kind), shape in itertools.product(COMPILED, SHAPES):
+        dtypes, precision, (N, K) = (x_dtype, weight_dtype), "tf32" if kind == "tf32" else "ieee", shape
+        gradient, x, weight = (
+            example(x_dtype, 4096, N),
+            example(x_dtype, 4096, K),
+            example(weight_dtype, N, K),
+        )
+        words, dscores = example(torch.int32, N, triton.cdiv(K, 32)), example(torch.float32, N, K)
+        cut = weight_gradient_cut(x, weight, kind)
         product = cut.BLOCK_N, cut.BLOCK_K, cut.BLOCK_M
         for splits in (0, 2):
-            partial = example(torch.float32, splits, 768, 768)
-            tensors = x, x, weight, words, weight, dscores, partial
+            partial = example(torch.float32, splits, N, K)
+            tensors = gradient, x, weight, words, weight, dscores, partial
             launch = functools.partial(_launch, *tensors, epilogue, cut, precision)
             family = "masked dW" + (" split" if splits else "")
-            yield compile_case(masked_weight_gradient, launch, family, dtypes, kind, cut, product)
-    for dtype in dict.fromkeys(weight_dtype for _, weight_dtype, _ in COMPILED):
-        weight, partial = example(dtype, 768, 768), example(torch.float32, 2, 768, 768)
+            yield compile_case(masked_weight_gradient, launch, family, dtypes, kind, cut, product, shape)
+    for dtype, shape in itertools.product(dict.fromkeys(weight for _, weight, _ in COMPILED), SHAPES):
+        (N, K), of_shape = shape, "" if shape == SHAPES[0] else f" {shape[0]}x{shape[1]}"
+        weight, partial = example(dtype, N, K), example(torch.float32, 2, N, K)
+        words, dscores = example(torch.int32, N, triton.cdiv(K, 32)), example(torch.float32, N, K)
         yield recorded_case(
             reduce_masked_weight_gradient,
             functools.partial(_launch_reduction, weight, words, weight, dscores, partial, epilogue),
             family="masked dW reduction",
-            label=f"{REDUCTION['BLOCK_N']}x{REDUCTION['BLOCK_K']} weight {short_name(dtype)}",
+            label=f"{REDUCTION['BLOCK_N']}x{REDUCTION['BLOCK_K']} weight {short_name(dtype)}{of_shape}",
             default=dtype != torch.float16,
         )

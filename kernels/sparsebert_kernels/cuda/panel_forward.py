@@ -15,10 +15,20 @@ from torch import Tensor
 
 from ..formats.base import TILE_COLUMNS
 from ..formats.panel import GROUP_COLUMNS, PANEL_ROWS, PanelSparse
+from ..reference import ACTIVATIONS
+from . import tile_configs
 from .aot.compile_case import PRODUCTS, CompileCase, example, recorded_case
 from .aot.targets import TARGETS
 from .device_functions import WIDTH, grouped_program, operand, store_output
-from .launch import aligned_rows, check_aligned, dtype_name, fp32_precision, upcast
+from .launch import (
+    ALIGNED_BYTES,
+    ALIGNED_ELEMENTS,
+    aligned_rows,
+    check_aligned,
+    dtype_name,
+    fp32_precision,
+    upcast,
+)
 from .tile_configs import configuration, tuned
 from .tile_rule import TOKEN_BUCKETS, Configuration, Shape, by_target
 
@@ -155,26 +165,112 @@ def linear(
     x: Tensor, packed: PanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None = None
 ) -> Tensor:
     """Return ``activation(x @ W.T + bias) + residual`` for x [..., in], residual [..., out] in W's dtype."""
-    rows = x.reshape(-1, x.shape[-1])
-    y = x.new_empty(rows.shape[0], packed.shape[0])
+    out_features, in_features = packed.shape
+    y = x.new_empty((*x.shape[:-1], out_features))
     if y.numel():
         check_aligned("the weight's values", packed.values)
-        rows = aligned_rows(rows, packed.group_columns)
+        rows = aligned_rows(x if x.dim() == 2 else x.reshape(-1, in_features), packed.group_columns)
         if residual is not None:
-            residual = residual.reshape(y.shape)
+            residual = residual.reshape(-1, out_features)
             if residual.stride(1) != 1:
                 residual = residual.contiguous()
         bias = None if bias is None else bias.contiguous()
-        precision = fp32_precision()
-        config = _configuration(rows, packed, precision)
+        precision = fp32_precision() if x.dtype == torch.float32 else "ieee"
+        config = _configuration(len(rows), packed, precision)
         _launch(rows, packed, bias, activation, residual, y, config, precision)
-    return y.view(*x.shape[:-1], packed.shape[0])
+        if packed.quick_call is None and in_features % max(ALIGNED_ELEMENTS, packed.group_columns) == 0:
+            packed.quick_call = QuickCall(packed)
+    return y
 
 
-def _configuration(x: Tensor, packed: PanelSparse, precision: str) -> Configuration:
-    dtype = "tensorfloat32" if precision == "tf32" and x.element_size() == 4 else dtype_name(x.dtype)
+class QuickCall:
+    """``linear`` with one weight, for arguments that the kernel may read as they are.
+
+    It does not hold the weight, which holds it: memory of a GPU would otherwise wait for the garbage
+    collector.
+    """
+
+    def __init__(self, packed: PanelSparse) -> None:
+        self._out_features, self._in_features = packed.shape
+        self._dtype, self._device = packed.dtype, packed.device
+        self._configurations: dict[tuple[int, str], Configuration] = {}
+        self._folder = tile_configs.FOLDER
+        # The last bias that was looked at.
+        self._bias: Tensor | None = None
+        self._place_of_bias = 0
+
+    def fits(
+        self, x: Tensor, packed: PanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None
+    ) -> bool:
+        """Return whether the arguments can be read as they are; ``linear`` checks and copies others."""
+        shape, address = x.shape, x.data_ptr()
+        return (
+            x.dtype is self._dtype
+            and len(shape) > 1
+            and shape[-1] == self._in_features
+            and x.device == self._device
+            and address > 0
+            and address % ALIGNED_BYTES == 0
+            and x.is_contiguous()
+            and x.stride(-2) == self._in_features
+            and not x.is_neg()
+            and x.numel() > 0
+            and packed.values.data_ptr() % ALIGNED_BYTES == 0
+            and activation in ACTIVATIONS
+            and (bias is None or self._reads_bias(bias))
+            and (
+                residual is None
+                or (
+                    residual.dtype is self._dtype
+                    and self._reads(residual, (*shape[:-1], self._out_features))
+                    and residual.stride(-2) == self._out_features
+                )
+            )
+        )
+
+    def _reads_bias(self, bias: Tensor) -> bool:
+        place = bias.data_ptr()
+        if bias is self._bias and place == self._place_of_bias:
+            return True
+        if not self._reads(bias, (self._out_features,)):
+            return False
+        self._bias, self._place_of_bias = bias, place
+        return True
+
+    def _reads(self, tensor: Tensor, shape: tuple[int, ...]) -> bool:
+        address = tensor.data_ptr()
+        return (
+            tensor.shape == shape
+            and tensor.device == self._device
+            and tensor.is_contiguous()
+            and address > 0
+            and address % tensor.itemsize == 0
+            and not tensor.is_neg()
+        )
+
+    def __call__(
+        self, x: Tensor, packed: PanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None
+    ) -> Tensor:
+        """Return ``activation(x @ W.T + bias) + residual`` for arguments that fit."""
+        if self._folder is not tile_configs.FOLDER:
+            self._folder = tile_configs.FOLDER
+            self._configurations.clear()
+        tokens = x.numel() // self._in_features
+        precision = fp32_precision() if self._dtype is torch.float32 else "ieee"
+        key = (tokens - 1).bit_length(), precision
+        config = self._configurations.get(key)
+        if config is None:
+            config = self._configurations[key] = _configuration(tokens, packed, precision)
+        y = x.new_empty((*x.shape[:-1], self._out_features))
+        _launch(x, packed, bias, activation, residual, y, config, precision)
+        return y
+
+
+def _configuration(tokens: int, packed: PanelSparse, precision: str) -> Configuration:
+    dtype = "tensorfloat32" if precision == "tf32" else dtype_name(packed.dtype)
     height, group, tiles = packed.panel_rows, packed.group_columns, packed.values.shape[0]
-    return configuration(Shape(KERNEL, height, group, x.shape[0], packed.panels, tiles, dtype), x.device)
+    bucket = 2 ** (tokens - 1).bit_length()
+    return configuration(Shape(KERNEL, height, group, bucket, packed.panels, tiles, dtype), packed.device)
 
 
 def _launch(
@@ -188,8 +284,10 @@ def _launch(
     precision: str,
     kernel: Any = panel_forward,
 ) -> None:
-    tokens, out_features = y.shape
-    programs = triton.cdiv(tokens, config.block_m) * triton.cdiv(packed.panels, config.neighbours)
+    out_features = packed.shape[0]
+    tokens = y.numel() // out_features
+    # `triton.cdiv` takes half a microsecond outside of kernels.
+    programs = -(-tokens // config.block_m) * -(-packed.panels // config.neighbours)
     kernel[(programs,)](
         x,
         packed.values,
@@ -202,9 +300,9 @@ def _launch(
         tokens,
         out_features,
         packed.panels,
-        x.stride(0),
-        None if residual is None else residual.stride(0),
-        y.stride(0),
+        x.stride(-2),
+        None if residual is None else residual.stride(-2),
+        out_features,
         H=packed.panel_rows,
         G=packed.group_columns,
         WHOLE=out_features % (packed.panel_rows * config.neighbours) == 0,

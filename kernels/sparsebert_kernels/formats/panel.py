@@ -8,6 +8,7 @@ the same per weight.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -93,13 +94,14 @@ class PanelSparse(PackedWeight):
             },
         )
 
-    @property
+    @functools.cached_property
     def panel_rows(self) -> int:
         """h, the rows of a panel."""
         return self.values.shape[1]
 
-    @property
+    @functools.cached_property
     def panels(self) -> int:
+        """Number of row panels."""
         return self.starts.numel() - 1
 
     def slots(self) -> tuple[Tensor, Tensor, Tensor]:
