@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sparsebert.bench.runner import Settings
     from sparsebert.bench.workload import Workload
 
-DEFAULT_BASELINES = "onednn,eager"
+DEFAULT_BASELINES = {"cpu": "onednn,eager", "cuda": "compile,eager"}
 _MAX_BUDGET = 86_400  # a day
 
 
@@ -74,12 +74,13 @@ def bench(
         bool, typer.Option("--graphs", help="run every contestant in CUDA graphs; needs --device cuda")
     ] = False,
     vs: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="dense baselines, the main one first; all: every one that works here, the others named with "
-            "their reasons; --vs help lists them"
+            f"their reasons; --vs help lists them [default: {DEFAULT_BASELINES['cpu']}; with --device cuda: "
+            f"{DEFAULT_BASELINES['cuda']}]"
         ),
-    ] = DEFAULT_BASELINES,
+    ] = None,
     calibrate_with: Annotated[
         Path | None,
         typer.Option(
@@ -137,14 +138,13 @@ def bench(
     require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
         return list_baselines()
-    if profile and vs != DEFAULT_BASELINES:
+    if profile and vs is not None:
         raise ValueError(f"--vs {vs} conflicts with --profile, which has no baselines; omit one of them")
     if profile and execution.fuse is not None:
         option = "--fuse" if execution.fuse else "--no-fuse"
         raise ValueError(f"{option} conflicts with --profile, which shows both; omit one of them")
-    baselines, missing = (
-        ([], {}) if profile else usable_baselines(vs, required=vs not in (DEFAULT_BASELINES, ALL))
-    )
+    named = DEFAULT_BASELINES["cpu" if device == "cpu" else "cuda"] if vs is None else vs
+    baselines, missing = ([], {}) if profile else usable_baselines(named, required=vs not in (None, ALL))
     from sparsebert import results
     from sparsebert.bench import profile as profiler
     from sparsebert.bench import runner

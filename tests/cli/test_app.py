@@ -253,10 +253,23 @@ def test_a_profile_is_printed_recorded_and_drawn(capsys, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("graphs", [[], ["--graphs"]])
 def test_bench_runs_on_a_gpu(capsys, graphs):
-    assert app.main(["bench", *QUICK, "--device", "cuda", "--vs", "eager", *graphs]) == 0
+    assert app.main(["bench", *QUICK, "--device", "cuda", *graphs]) == 0
     printed = capsys.readouterr().out
-    assert "vs eager" in printed
+    assert "vs compile" in printed
     assert ("CUDA graphs" in printed) == bool(graphs)
+
+
+@pytest.mark.parametrize(("device", "baselines"), [("cpu", "onednn,eager"), ("cuda", "compile,eager")])
+def test_bench_compares_with_dense_libraries_of_the_device(device, baselines, monkeypatch):
+    asked = []
+
+    def usable(names, *, required):
+        asked.append((names, required))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("sparsebert.cli.bench.usable_baselines", usable)
+    assert app.main(["bench", *QUICK, "--device", device]) == 2
+    assert asked == [(baselines, False)]
 
 
 def test_graphs_need_a_gpu(capsys):
