@@ -41,8 +41,9 @@ def main() -> int:
         "--dry-run", action="store_true", help="run tiny inputs on the CPU; finds errors, measures nothing"
     )
     options = parser.parse_args()
-    folder = options.out or ROOT / "build" / ("gpu-dry-run" if options.dry_run else "gpu")
-    if options.dry_run and RESULTS in (folder.resolve(), *folder.resolve().parents):
+    # The worker runs in another folder.
+    folder = (options.out or ROOT / "build" / ("gpu-dry-run" if options.dry_run else "gpu")).resolve()
+    if options.dry_run and RESULTS in (folder, *folder.parents):
         parser.error(f"a dry run measures nothing and must not write to {folder}; choose another folder")
     if options.dry_run and (reason := interpreter.why_broken()):
         print(f"skipped: {reason}")

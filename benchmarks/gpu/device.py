@@ -54,15 +54,16 @@ class Cuda:
 
     @functools.cached_property
     def clocks(self) -> dict[str, str] | None:
-        """Clocks, temperature and power, asked of nvidia-smi once; None if it is not installed.
+        """Clocks, temperature and power, asked of nvidia-smi once; None if it is not installed or fails.
 
         nvidia-smi takes up to a second, as long as a whole point.
         """
         if not shutil.which("nvidia-smi"):
             return None
         command = ["nvidia-smi", "-i", "0", f"--query-gpu={CLOCKS}", "--format=csv,noheader,nounits"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-        if done.returncode != 0:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
             return None
         return dict(zip(CLOCKS.split(","), map(str.strip, done.stdout.strip().split(",")), strict=False))
 
@@ -111,7 +112,12 @@ class Cuda:
         return torch.compile(function, **options)
 
     def peak_bytes(self, work: Work) -> tuple[int, int]:
-        """Return the bytes allocated before ``work`` runs and the peak while it runs."""
+        """Return the bytes allocated before ``work`` runs and the peak while it runs.
+
+        It runs once before: the first call of a process allocates workspaces of libraries, which would count
+        for the side that happens to be the first.
+        """
+        work()
         self.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()

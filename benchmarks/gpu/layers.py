@@ -122,7 +122,7 @@ def measure_activation(
         return lambda: panel_forward.linear(problem.x, packed, problem.bias, activation)
 
     def side(activation: str, answers: Tensor) -> Side:
-        return Side(lambda: torch.inference_mode()(fused(activation)), exact=[answers])
+        return Side(lambda: torch.inference_mode()(fused(activation)), exact=[answers], required=True)
 
     others = baselines.any_sparsity(problem)
     sides = {

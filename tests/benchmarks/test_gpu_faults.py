@@ -21,8 +21,10 @@ from benchmarks.gpu import suite
 from benchmarks.gpu.__main__ import supervise
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Cuda, DryRun
+from benchmarks.gpu.layers import measure_activation
 from benchmarks.gpu.points import Point, point
 from benchmarks.gpu.session import UNKNOWN_DEVICE, MeasuredFailureError, Session, measure_all
+from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert_kernels.cuda import interpreter
 from tests.fake_cuda import FakeCuda
 
@@ -231,6 +233,39 @@ def test_nvidia_smi_is_asked_once(device, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert [device.clocks["clocks.sm"] for _ in range(3)] == ["1980"] * 3
     assert (tmp_path / "calls").read_text().count("call") == 1
+
+
+def test_a_tool_that_hangs_costs_the_clocks_alone(device, monkeypatch):
+    def hang(command: list[str], **options) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr("benchmarks.gpu.device.shutil.which", lambda name: name)
+    monkeypatch.setattr("benchmarks.gpu.device.subprocess.run", hang)
+    assert device.clocks is None
+
+
+def test_workspaces_of_libraries_are_no_memory_of_the_first_side(device, monkeypatch):
+    held = {"workspace": 0, "peak": 0}
+
+    def work() -> None:
+        held["workspace"] = 32
+        held["peak"] = max(held["peak"], 32 + 5)
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held["workspace"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: held["peak"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: held.update(peak=held["workspace"]))
+    assert [device.peak_bytes(work) for _ in range(2)] == [(32, 37)] * 2
+
+
+# Wrong answers
+
+
+def test_a_wrong_epilogue_is_a_failure_and_no_note(monkeypatch):
+    from sparsebert_kernels.cuda import panel_forward
+
+    monkeypatch.setattr(panel_forward, "linear", lambda x, packed, *_: x.new_zeros(len(x), packed.shape[0]))
+    with pytest.raises(OutputMismatchError, match="panel"):
+        measure_activation(DryRun(), shape=(64, 64), tokens=4, block=(64, 64), sparsity=0.0)
 
 
 # Red tests

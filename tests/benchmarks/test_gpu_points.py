@@ -190,6 +190,17 @@ def test_list_shows_the_missing_points_and_measures_nothing(tmp_path, capsys, mo
     assert not (tmp_path / "none").exists()
 
 
+def test_a_relative_folder_is_that_of_the_caller(tmp_path, monkeypatch):
+    """The worker, which gets its name, runs elsewhere."""
+    sessions = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("benchmarks.gpu.__main__.supervise", lambda session, *_: sessions.append(session))
+    monkeypatch.setattr("benchmarks.gpu.summary.write_summary", lambda session: None)
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", "here"])
+    assert main() == 0
+    assert sessions[0].folder == tmp_path / "here"
+
+
 def test_keys_read_like_what_is_measured():
     assert layer((3072, 768), 128, (64, 8), 0.9).key == (
         "layer shape=3072x768 tokens=128 block=64x8 sparsity=0.9 mode=forward cold=False"
