@@ -83,6 +83,8 @@ class FakeCuda:
             cuda._capturing = captured.kernels
             try:
                 yield
+            except Exception:
+                raise RuntimeError("operation failed due to a previous error during capture") from None
             finally:
                 cuda._capturing = None
             cuda.graphs.append(len(captured.kernels))

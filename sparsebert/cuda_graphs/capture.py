@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from sparsebert_kernels.cuda.graph_capture import capture_call
+
 Work = Callable[[], Any]
 
 # The first call compiles kernels and creates handles of libraries, the second joins weights that the first
@@ -106,22 +108,9 @@ class CudaRecorder:
 
     def _captured(self, work: Work) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        failure = None
-        try:
-            # Other threads may go on allocating while this one captures.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                try:
-                    outputs = work()
-                except Exception as error:
-                    failure = error
-                    raise
-        except Exception:
-            # The end of an invalid capture fails too, and would hide why.
-            if failure is not None:
-                raise failure from None
-            raise
+        # Other threads may go on allocating while this one captures.
+        where = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        outputs = capture_call(graph, work, **where)
 
         def replay() -> Any:
             graph.replay()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sparsebert_kernels.cuda.graph_capture import capture_call
 from sparsebert_kernels.timing import Paired, steadiest
 
 Call = Callable[[], Any]
@@ -45,9 +46,14 @@ class CapturedGraph:
         with on_stream(stream):
             for work in (*works, *works):
                 work()
-            with torch.cuda.graph(self._graph, stream=stream):
-                for number in range(calls):
-                    works[number % len(works)]()
+            capture_call(self._graph, self._turns(works), stream=stream)
+
+    def _turns(self, works: Sequence[Call]) -> Call:
+        def call() -> None:
+            for number in range(self.calls):
+                works[number % len(works)]()
+
+        return call
 
     def replay(self) -> float:
         """Return the seconds of one call, the mean over a replay."""
