@@ -28,6 +28,8 @@ MINUTES = 9.5
 # Time for the summary at the end, and for a worker after the deadline.
 LAST_SECONDS = 20
 GRACE_SECONDS = 15
+# A point that the end of a call cuts off hangs, perhaps, if it has taken this many times its estimate.
+LATE_AFTER = 2
 
 
 def main() -> int:
@@ -81,7 +83,7 @@ def supervise(
             session.end()
             took = time.time() - began
             if stopped() or time.time() >= until:
-                if took > point.seconds:
+                if took > LATE_AFTER * point.seconds:
                     session.killed(point, _unknown(session))
             else:
                 reason = f"hung for {took:.0f} s" if took > limit else f"the process died (exit code {code})"

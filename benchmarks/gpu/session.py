@@ -19,7 +19,7 @@ from sparsebert_kernels.errors import first_line
 RESULTS = "gpu.jsonl"
 CURRENT = ".current.json"
 UNKNOWN_DEVICE = "unknown"
-# Kinds of records: of a measured point, of a failed one, and of one at which a call was killed.
+# Kinds of records: of a measured point, of a failed one, and of one at which a call was killed or hung.
 MEASURED, FAILED, KILLED = "gpu", "gpu_failed", "gpu_killed"
 ATTEMPTS = 2  # failures after which a point is skipped
 # A point hangs if it takes this many times its estimate.

@@ -23,13 +23,14 @@ SANITIZED = "stride or residual or no_rows or without_a_token or decompression"
 
 
 def measure_tests(device: Device, *, path: str, marker: str = "") -> dict[str, Any]:
-    """Run the tests under ``path`` in parallel, except slow ones and those that need external data.
+    """Run the tests under ``path`` in parallel: those with a marker, else all but slow ones and the like.
 
     Raises:
         MeasuredFailureError: A test fails, none is found, or they take too long.
     """
-    selected = "gpu" if marker == "gpu" else "not slow and not real_data and not packaging"
-    return _pytest(device, [], [*_processes(), path, "-m", selected])
+    selected = marker or "not slow and not real_data and not packaging"
+    files = _marked_files(path, marker) if marker else [path]
+    return _pytest(device, [], [*_processes(), *files, "-m", selected])
 
 
 def measure_sanitizer(device: Device, *, path: str) -> dict[str, Any]:
@@ -43,6 +44,12 @@ def measure_sanitizer(device: Device, *, path: str) -> dict[str, Any]:
         return {"passed": None, "note": "compute-sanitizer is not installed here"}
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", "--print-limit", "20"]
     return _pytest(device, command, [path, "-m", "not slow", "-k", SANITIZED])
+
+
+def _marked_files(path: str, marker: str) -> list[str]:
+    """Return the files of tests with a marker: to collect all others would take longer than to run these."""
+    files = sorted((ROOT / path).rglob("test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if f"mark.{marker}" in file.read_text()]
 
 
 def _processes() -> list[str]:

@@ -329,6 +329,15 @@ def test_tests_run_in_eight_processes(device, monkeypatch):
     assert "-n 8 tests/triton" in asked[0]
 
 
+def test_tests_with_a_marker_are_looked_for_in_their_files(device, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(suite.subprocess, "run", pytest_that(0, "3 passed", asked))
+    suite.measure_tests(device, path="tests", marker="gpu")
+    assert asked[0].endswith(" -m gpu")
+    assert "tests/cuda_graphs/test_on_gpu.py" in asked[0]
+    assert "tests/benchmarks/test_gpu_points.py" not in asked[0]
+
+
 def test_a_failure_that_a_later_attempt_repaired_is_none(session):
     session.failed(POINTS[0], "broken", {"device": DEVICE})
     assert len(session.failures()) == 1
@@ -350,21 +359,22 @@ def test_the_point_at_which_a_call_was_killed_comes_last_in_the_next(session, mo
     assert session.failures() == []
 
 
-def test_a_point_that_hangs_until_the_call_ends_comes_last_in_the_next(session, monkeypatch):
-    """The worker is at its point for an hour when the time is up."""
+@pytest.mark.parametrize(("seconds", "kinds"), [(3600, ["gpu_killed"]), (30, [])])
+def test_a_point_that_hangs_until_the_call_ends_comes_last_in_the_next(seconds, kinds, session, monkeypatch):
+    """The worker is at its point for an hour when the time is up, or hardly longer than estimated."""
     now = time.time()
     worker_of([None], session, monkeypatch)
     monkeypatch.setattr(command.os, "killpg", lambda group, signal: None)
 
     def watch(session: Session, worker, until: float, stopped) -> None:
         text = json.loads(session.current.read_text())
-        session.current.write_text(json.dumps({**text, "began": now - 3600}))
+        session.current.write_text(json.dumps({**text, "began": now + 70 - seconds}))
         monkeypatch.setattr(command.time, "time", lambda: until + 60)
 
     monkeypatch.setattr(command, "_watch", watch)
     supervise(session, now + 10, [])
-    assert [row["kind"] for row in session.records()] == ["gpu_killed"]
-    assert session.missing()[-1] == POINTS[0]
+    assert [row["kind"] for row in session.records()] == kinds
+    assert session.missing()[-1 if kinds else 0] == POINTS[0]
 
 
 def test_a_worker_ends_with_a_call_that_is_killed(tmp_path):
