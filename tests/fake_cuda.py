@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from sparsebert_kernels.cuda import timing
+
 
 @dataclass
 class FakeCuda:
@@ -96,10 +98,12 @@ class FakeCuda:
             "graph": graph,
             "stream": lambda stream: contextlib.nullcontext(),
             "current_stream": Stream,
+            "current_device": lambda: 0,
             "synchronize": self.synchronize,
             "empty_cache": lambda: None,
             "get_device_properties": lambda device: SimpleNamespace(name="fake GPU", L2_cache_size=1 << 20),
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(timing, "_STREAMS", {})
         return self

@@ -77,6 +77,14 @@ def time_against_dense(
     whole = layer.mask if dense.format == "dense" else torch.ones_like(layer.mask)
     options = {"tokens": timed} if dense.format == "dense" else dense.options
     sides = side(work, layer.mask, work.options), side(dense, whole, options)
-    timing = paired(*sides) if device.type == "cpu" else paired_on_gpu(*sides)
+    timing = paired_on(device, *sides)
     scale = tokens / timed
     return replace(timing, mine=timing.mine * scale, other=timing.other * scale)
+
+
+def paired_on(device: torch.device, mine: Callable[[], object], other: Callable[[], object]) -> Paired:
+    """Time two sides in turn, on a GPU in CUDA graphs."""
+    if device.type == "cpu":
+        return paired(mine, other)
+    with torch.cuda.device(device):  # whose streams are captured
+        return paired_on_gpu(mine, other)

@@ -182,3 +182,21 @@ def _processor_seconds(mask: Tensor, format: str, options: tuple[tuple[str, Any]
         (layer,) = plan(*model_with(random_mask(0.02, 1536, 768))).layers
         assert layer.format in ("element", "vector")
         assert layer.measured_us < layer.dense_us
+
+
+def test_a_layer_is_timed_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs capture streams of the current device, which may be another one."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device.index)
+        yield
+        current.pop()
+
+    timing = Paired(1.0, 1.0, 1.0, 9)
+    timed_on: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(layer_timing, "paired_on_gpu", lambda *_: timed_on.append(current[-1]) or timing)
+    assert layer_timing.paired_on(torch.device("cuda", 1), int, int) is timing
+    assert (timed_on, current) == ([1], [0])

@@ -44,6 +44,16 @@ def test_the_faster_side_is_repeated_until_a_replay_lasts_long_enough(cuda, seco
     assert (cuda.graphs[-1] == 1) == (seconds > timing.REPLAY_SECONDS)
 
 
+def test_all_timings_of_a_device_share_a_stream(cuda, monkeypatch):
+    """Libraries keep a workspace for each."""
+    streams = set()
+    take = timing.capture
+    monkeypatch.setattr(timing, "capture", lambda sides, stream: streams.add(stream) or take(sides, stream))
+    for _ in range(3):
+        timing.paired(functools.partial(cuda.kernel, 3 * US), functools.partial(cuda.kernel, 6 * US))
+    assert len(streams) == 1
+
+
 def test_a_work_without_kernels_ends_at_the_limit(cuda):
     timing.capture([[lambda: None]], torch.cuda.Stream())
     assert cuda.graphs == [0] * len(cuda.graphs)
