@@ -17,6 +17,7 @@ from torch.nn import functional
 from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.layers import Problem
+from sparsebert.atomic import write_text
 from sparsebert.results import Record
 from sparsebert_kernels.cuda import hardware, tile_configs
 from sparsebert_kernels.cuda.tile_rule import (
@@ -202,7 +203,7 @@ def write_configurations(records: Iterable[Record], device_name: str, folder: Pa
     configurations = {**dict(tile_configs.measured(device_name)), **swept}
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{tile_configs._file_stem(device_name)}.json"
-    target.write_text(tile_configs.record(device_name, configurations.items(), limits))
+    write_text(target, tile_configs.record(device_name, configurations.items(), limits))
     return target
 
 

@@ -126,6 +126,14 @@ def worker_of(codes: list[int | None], session: Session, monkeypatch) -> list[li
     return started
 
 
+def test_a_worker_says_each_line_at_once(session, monkeypatch):
+    """A pipe would keep the lines of a worker that is killed."""
+    started = []
+    monkeypatch.setattr(command.subprocess, "Popen", lambda words, **options: started.append(options))
+    command._start(session, 4e9, [])
+    assert started[0]["env"]["PYTHONUNBUFFERED"] == "1"
+
+
 def test_a_worker_with_a_dead_device_is_followed_by_another(session, monkeypatch):
     started = worker_of([3, 3, 0], session, monkeypatch)
     supervise(session, 4e9, [])
@@ -359,7 +367,7 @@ def test_the_point_at_which_a_call_was_killed_comes_last_in_the_next(session, mo
     assert session.failures() == []
 
 
-@pytest.mark.parametrize(("seconds", "kinds"), [(3600, ["gpu_killed"]), (30, [])])
+@pytest.mark.parametrize(("seconds", "kinds"), [(3600, ["gpu_killed"]), (20, [])])
 def test_a_point_that_hangs_until_the_call_ends_comes_last_in_the_next(seconds, kinds, session, monkeypatch):
     """The worker is at its point for an hour when the time is up, or hardly longer than estimated."""
     now = time.time()
