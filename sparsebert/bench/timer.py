@@ -11,9 +11,13 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sparsebert.bench.contention import Contention, Watch
 from sparsebert_kernels.timing import MAX_SPREAD, Quantiles, rounds
+
+if TYPE_CHECKING:
+    import torch
 
 Run = Callable[[], float]
 
@@ -79,17 +83,23 @@ def on_wall(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
     return run
 
 
-def on_cuda(work: Callable[[], object]) -> Run:
-    """Return a run that times ``work`` with CUDA events on the current stream."""
+def on_cuda(work: Callable[[], object], device: torch.device | None = None) -> Run:
+    """Return a run that times ``work`` with CUDA events on the current stream of its device.
+
+    Args:
+        work: Runs on the device.
+        device: A GPU; the current one by default.
+    """
     import torch
 
     def run() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        with torch.cuda.device(device):  # events of another one would not wait for the work
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3
 
     return run
 

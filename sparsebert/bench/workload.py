@@ -85,6 +85,9 @@ class Workload:
                 raise unknown("device", self.device, ("cpu", "cuda"))
             if not torch.cuda.is_available():
                 raise ValueError(f"device is {self.device!r}, but torch sees no CUDA GPU here; use cpu")
+            gpus = [f"cuda:{each}" for each in range(torch.cuda.device_count())]
+            if self.device not in ("cuda", *gpus):
+                raise ValueError(f"device is {self.device!r}; the GPUs here are {', '.join(gpus)}")
 
     @property
     def random_weights(self) -> bool:

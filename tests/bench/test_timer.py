@@ -1,5 +1,6 @@
 """The timer: alternation, quantiles, paired ratios, and refusing to be sure on a busy machine."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -133,6 +134,35 @@ def test_cuda_events_time_the_work_on_the_device():
     run = timer.on_cuda(lambda: x @ x)
     run()
     assert 1e-6 < run() < 1.0
+
+
+def test_cuda_events_are_those_of_the_device(monkeypatch):
+    import torch
+
+    current: list[int | None] = [None]
+
+    @contextlib.contextmanager
+    def on(device):
+        current.append(device.index)
+        yield
+        current.pop()
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert current[-1] == 1
+
+        def record(self):
+            assert current[-1] == 1
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert timer.on_cuda(lambda: None, torch.device("cuda", 1))() == 3e-3
 
 
 def test_the_fastest_side_is_the_one_with_the_least_median():

@@ -75,6 +75,15 @@ def test_a_gpu_that_is_not_there_is_refused():
         Workload("bert-tiny", device="cuda")
 
 
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:x", "cuda:", "cuda:-1"])
+def test_a_gpu_beyond_those_that_are_there_is_refused(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Workload("bert-tiny", device="cuda:1").device == "cuda:1"
+    with pytest.raises(ValueError, match=f"^device is '{device}'; the GPUs here are cuda:0, cuda:1$"):
+        Workload("bert-tiny", device=device)
+
+
 def test_a_model_that_cannot_be_found_offers_the_nearest_shape():
     with pytest.raises(ValueError, match="did you mean 'bert-base'") as refused:
         Workload("bert-bas").load_model()

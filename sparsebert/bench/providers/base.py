@@ -120,7 +120,7 @@ class TorchBackend(Backend):
 
         stored = self.weight_bytes(model, pruned)
         return BuiltBackend(
-            run=on_cuda(forward) if device.type == "cuda" else on_wall(forward),
+            run=on_cuda(forward, device) if device.type == "cuda" else on_wall(forward),
             answers=answers,
             weight_bytes=stored,
             model_bytes=stored + other_numel * dtype.itemsize,
