@@ -77,9 +77,9 @@ def sparsify_(
             activations.
         compact: Remove pruned-out neurons, heads and head dimensions first, as
             ``sparsebert.compact.compact_`` does. True demands it and False forbids it. None compacts if the
-            ``Plan`` did; without a ``Plan``, if the model allows it, there is no ``filter`` and the layers
-            are not ``trainable``. Compaction changes the shapes of layers and of their entries in the
-            ``state_dict``; ``plan(model)`` lists them.
+            ``Plan`` did; without a ``Plan``, if the model allows it, there is no ``filter``, the layers are
+            not ``trainable``, and those on a GPU are not predicted to be slower for it. Compaction changes
+            the shapes of layers and of their entries in the ``state_dict``; ``plan(model)`` lists them.
         measure: With format "auto", time the formats on this machine, as ``plan`` does. If False, nothing is
             timed: the cost model decides with built-in costs, in the same way in every process.
         tolerance: The lowest precision in which layers may compute on a CPU: "fp32", "bf16" or "int8".
@@ -119,7 +119,15 @@ def sparsify_(
     if isinstance(format, Plan) and format.layers:
         tokens = format.layers[0].tokens
         compact = any(layer.removal_note for layer in format.layers) if compact is None else compact
-    targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
+    targets = compacted_targets(
+        model,
+        ticket,
+        filter,
+        tokens=tokens,
+        compact=compact,
+        trainable=trainable,
+        format=format if isinstance(format, str) else "",
+    )
     requested = "auto" if isinstance(format, Plan) else format
     timed = measure and format == "auto"
     if isinstance(format, Plan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from sparsebert.bert import is_bert_like, resolve
 from sparsebert.compaction.analyze import CompactionPlan, MatrixCompaction, analyze
 from sparsebert.compaction.install import compacted_linear
 from sparsebert.compaction.manifest import description_of, is_ticket_of, record_of
+from sparsebert.cost import gpu_roofline
+from sparsebert.cost.candidates import format_candidates
 from sparsebert.linear_layers import Filter
 from sparsebert.planning.target_layers import TargetLayer, select_target_layers
 from sparsebert.tickets.ticket import Ticket
@@ -49,6 +52,8 @@ def compacted_targets(
     tokens: int,
     compact: bool | None = None,
     trainable: bool = False,
+    format: str = "auto",
+    target: gpu_roofline.Device | None = None,
 ) -> CompactedTargets:
     """Return the layers that ``select_target_layers`` selects, after compaction.
 
@@ -61,8 +66,10 @@ def compacted_targets(
         filter: As in ``select_target_layers``.
         tokens: Rows of x in a call.
         compact: True demands compaction and False forbids it. None compacts if the model allows it, there is
-            no ``filter`` and the layers are not ``trainable``.
+            no ``filter``, the layers are not ``trainable``, and they are not predicted to be slower for it.
         trainable: Whether the kept weights will be trained; layers without pruned weights then stay dense.
+        format: "auto" if a format is chosen for each layer, as on a GPU the prediction requires.
+        target: Figures of a GPU to plan for, instead of the layers' device.
 
     Raises:
         ValueError: As ``select_target_layers`` does; with ``compact=True`` also for a filter, and as
@@ -89,6 +96,8 @@ def compacted_targets(
     if not matrices:
         return CompactedTargets(targets, None)
     layers = [_compacted(layer, matrices[layer.key]) if layer.key in matrices else layer for layer in targets]
+    if compact is None and format == "auto" and (reason := _why_slower(targets, layers, target, tokens)):
+        return CompactedTargets(targets, None, f"not compacted: {reason}")
     if trainable:
         layers = [layer for layer in layers if not layer.mask.all()]
     configured = sum(matrix.linear.weight.numel() for matrix in compaction.matrices)
@@ -100,6 +109,36 @@ def compaction_note(model: nn.Module) -> str:
     """Return one line on the compaction of a model; "" if the model has its configured shapes."""
     weights = description_of(model).get("weights")
     return _note(weights["configured"], weights["stored"]) if weights else ""
+
+
+def _why_slower(
+    targets: Sequence[TargetLayer],
+    compacted: Sequence[TargetLayer],
+    target: gpu_roofline.Device | None,
+    tokens: int,
+) -> str | None:
+    """Return why layers on a GPU are predicted to be slower after compaction; None if they are not.
+
+    On a GPU, blocks save time as long as they begin where panels do. Where columns are pruned in narrower
+    groups than the rows of a block, compaction moves its rows to other panels.
+    """
+    if target is None and not any(layer.linear.weight.is_cuda for layer in targets):
+        return None
+    changed = [pair for pair in zip(targets, compacted, strict=True) if pair[0] is not pair[1]]
+    before = sum(_seconds(layer, target, tokens) for layer, _ in changed)
+    after = sum(_seconds(layer, target, tokens) for _, layer in changed)
+    if after <= before:
+        return None
+    return f"predicted {after * 1e6:.0f} us instead of {before * 1e6:.0f}, as the blocks would be cut up"
+
+
+def _seconds(layer: TargetLayer, target: gpu_roofline.Device | None, tokens: int) -> float:
+    """Predict the seconds of a layer in its fastest format."""
+    weight = layer.linear.weight
+    if not weight.numel():
+        return 0.0
+    choice = format_candidates(layer.mask, weight.dtype, target or weight.device, tokens)
+    return choice.predicted(choice.candidates[0]) or 0.0
 
 
 def _compacted(layer: TargetLayer, compaction: MatrixCompaction) -> TargetLayer:

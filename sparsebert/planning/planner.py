@@ -115,7 +115,16 @@ def plan(
                 f"{option} does not apply to a sparse model, whose plan is made: replan_ makes another one"
             )
         return carried_plan(model)
-    targets = compacted_targets(model, ticket, filter, tokens=tokens, compact=compact, trainable=trainable)
+    targets = compacted_targets(
+        model,
+        ticket,
+        filter,
+        tokens=tokens,
+        compact=compact,
+        trainable=trainable,
+        format=format,
+        target=target,
+    )
     planned = plan_layers(
         targets.layers,
         tokens=tokens,

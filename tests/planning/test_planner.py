@@ -195,6 +195,23 @@ class TestForAGpuThatIsNotHere:
         assert re.fullmatch(r"predicted [234]\.\dx dense with gelu", fused.reason)
         assert "gelu" not in apart.reason
 
+    @pytest.mark.parametrize(("width", "removed"), [(8, False), (64, True)])
+    def test_a_removal_that_cuts_blocks_up_is_left_out(self, width: int, removed: bool) -> None:
+        """Neurons are removed where a group of columns is empty: 8 in the middle of a block of 64 rows."""
+        transformers = pytest.importorskip("transformers")
+        model = transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, vocab_size=9)).bfloat16()
+        up = random_mask(0.1, 3072, 768 // width, height=64).repeat_interleave(width, 1)
+        down = random_mask(0.1, 768, 3072 // width, height=64).repeat_interleave(width, 1)
+        layer = "encoder.layer.0."
+        ticket = Ticket({f"{layer}intermediate.dense": up, f"{layer}output.dense": down})
+        made = plan(model, ticket, tokens=4096, device="h200")
+        assert made.layers[0].block is not None
+        assert made.layers[0].block[0] == 64
+        assert bool(made.layers[0].removal_note) == removed
+        assert ("the blocks would be cut up" in made.removal_note) == (not removed)
+        asked = plan(model, ticket, tokens=4096, device="h200", compact=True)
+        assert asked.layers[0].removal_note
+
     def test_says_what_its_figures_are(self) -> None:
         made = plan(*model_with(random_mask(0.1)), device="h200")
         assert made.machine.startswith("float32 on NVIDIA H200, built-in figures; modelled, not measured")
