@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import EncoderLayer, Family, encoder_layers
 from sparsebert.nn.fused_activation import FusedActivation
-from sparsebert.nn.joined_linears import JoinedLinears, joined_of
+from sparsebert.nn.joined_linears import JOINED, JoinedLinears, joined_of
+from sparsebert.nn.module_swap import is_replica
 from sparsebert.nn.native_layers import heads_of, require_known, settings_of
 from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath, is_foreign
 from sparsebert.nn.sequences import Sequences, load_flash
@@ -75,6 +76,9 @@ class PackedLayers(Watched):
         if next(encoder.parameters()).is_cuda:
             load_flash()
         self.layers = [PackedLayer.of(layer, family) for layer in layers]
+        self._parts = [
+            (parent, name, part) for parent in encoder.modules() for name, part in parent._modules.items()
+        ]
         leaves = {id(leaf) for layer in self.layers for leaf in layer.called}
         containers = (module for layer in layers for module in layer.layer.modules())
         self._passed_over = [module for module in containers if id(module) not in leaves]
@@ -90,7 +94,13 @@ class PackedLayers(Watched):
         return x
 
     def require_traceable(self) -> None:
-        """Raise ``PlainPath`` if a trace would pass over modules that train or run foreign code."""
+        """Raise ``PlainPath`` if a trace would pass over modules that were replaced, train or have hooks.
+
+        A compiler traces again when anything changes that is read here.
+        """
+        for parent, name, part in self._parts:
+            if parent._modules.get(name) is not part:
+                raise PlainPath("a module of the encoder was replaced")
         for module in self._passed_over:
             if module.training:
                 raise PlainPath("the encoder is in training mode")
@@ -181,6 +191,8 @@ def current_packed_layers(module: Any) -> PackedLayers:
         PlainPath: They have no packed form, or must run one by one in this call; under a compiler, which
             cannot make a description, also if there is none.
     """
+    if is_replica(module):  # its description is that of the module on the first device
+        raise PlainPath("DataParallel runs the encoder on several devices")
     described: PackedLayers | None = module._packed
     if torch.compiler.is_compiling():
         if described is None:
@@ -194,8 +206,16 @@ def current_packed_layers(module: Any) -> PackedLayers:
 
 
 def prepare_packed_(module: Any) -> None:
-    """Describe the layers of a fused encoder on a GPU before its first call, and join what can be joined."""
-    if runs_packed(next(module.parameters(), None)):
+    """Describe the layers of a fused encoder on a GPU before its first call, and join what can be joined.
+
+    On another device, forget both, which would hold memory of the GPU that the encoder has left.
+    """
+    described: PackedLayers | None = vars(module).get("_packed")
+    if not runs_packed(next(module.parameters(), None)):
+        vars(module).pop("_packed", None)
+        for each in module.modules():
+            vars(each).pop(JOINED, None)
+    elif described is None or not described.is_current():  # it is after ``to`` with nothing to do
         vars(module).pop("_packed", None)
         with suppress(PlainPath):  # calls say why
             vars(module)["_packed"] = PackedLayers(module, module.family)

@@ -155,7 +155,12 @@ def _run_padded(model: Any, layers: PackedLayers, ids: Tensor, types: Any, mask:
         x = _embedded(model, ids, types, None)
         attended = None if kept is None else kept[:, None, None]
         x = layers.run(x.flatten(0, 1), EqualLengths(batch, tokens, attended)).unflatten(0, (batch, tokens))
-        return x if kept is None else x.masked_fill(~kept[:, :, None], 0)
+        if kept is None:
+            return x
+        # The first state stays: task heads read it, also where a row begins with padding.
+        padding = ~kept
+        padding[:, 0] = False
+        return x.masked_fill(padding[:, :, None], 0)
     places = _places(model, ids)
     index = unpadded.index
     kept_types = None if types is None else types.flatten()[index][None]

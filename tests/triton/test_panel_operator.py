@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -305,6 +307,18 @@ class TestRepeatedCalls:
         ops.linear(torch.ones(1, 64, device=device), packed)
         alive = weakref.ref(packed)
         del packed
+        assert alive() is None
+
+    def test_leave_nothing_in_copies_and_hold_no_bias(
+        self, packed: PanelSparse, device: torch.device
+    ) -> None:
+        x, bias = torch.ones(6, 64, device=device), torch.zeros(32, device=device, requires_grad=True) * 2
+        answer, alive = ops.linear(x, packed, bias), weakref.ref(bias)
+        for other in (copy.deepcopy(packed), copy.copy(packed), pickle.loads(pickle.dumps(packed))):
+            assert other.quick_call is None
+            assert torch.equal(ops.linear(x, other, bias), answer)
+        assert packed.quick_call is not None
+        del answer, bias
         assert alive() is None
 
     def test_without_kernels_use_torch(self, device: torch.device) -> None:
