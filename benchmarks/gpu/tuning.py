@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -75,7 +73,7 @@ def measure_tuning(
     device: Device, *, kernel: str, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
 ) -> dict[str, Any]:
     """Measure every candidate; those with wrong outputs are excluded."""
-    from sparsebert_kernels.cuda import panel_backward, panel_forward
+    from sparsebert_kernels.cuda import panel_backward
 
     problem = Problem(device, shape, tokens, block, sparsity)
     packed = problem.pack()
@@ -83,7 +81,6 @@ def measure_tuning(
     size = packed.panel_rows, packed.group_columns, tokens, packed.panels, packed.values.shape[0]
     launch = Shape(kernel, *size, dtype)
     tried = candidates(launch, hardware.shared_memory(device.device), few=device.dry_run)
-    module = panel_forward if kernel == FORWARD else panel_backward
 
     def ours() -> Any:
         if kernel == FORWARD:
@@ -97,7 +94,7 @@ def measure_tuning(
 
     def with_configuration(config: Configuration) -> Side:
         def work() -> Any:
-            with forced(module, config):
+            with tile_configs.forced(config):
                 return ours()
 
         def answers(returned: Any) -> Any:
@@ -138,14 +135,12 @@ def measure_occupancy(
     The fewer stages a program has, the less shared memory it takes, and the more programs overlap their
     loads, products and epilogues.
     """
-    from sparsebert_kernels.cuda import panel_forward
-
     problem = Problem(device, shape, tokens, block, sparsity)
     packed = problem.pack()
 
     def side(config: Configuration) -> Side:
         def work() -> Any:
-            with forced(panel_forward, config):
+            with tile_configs.forced(config):
                 return ops.linear(problem.x, packed, problem.bias)
 
         return Side(lambda: torch.inference_mode()(work))
@@ -161,17 +156,6 @@ def measure_occupancy(
         raise RuntimeError(f"no configuration runs: {fields['notes']}")
     best = min(times, key=lambda name: times[name])
     return {**fields, "side": best, "best": best, "steps": packed.values.shape[0] / packed.panels}
-
-
-@contextlib.contextmanager
-def forced(module: ModuleType, config: Configuration) -> Iterator[None]:
-    """Launch the kernels of ``module`` with this configuration."""
-    before = module.configuration
-    module.configuration = lambda shape, device: config  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        module.configuration = before  # type: ignore[attr-defined]
 
 
 def write_configurations(records: Iterable[Record], device_name: str, folder: Path) -> Path | None:

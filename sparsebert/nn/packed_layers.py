@@ -7,6 +7,7 @@ for the device or depends on data, so that a CUDA graph or a compiler can captur
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from sparsebert.nn.fused_activation import FusedActivation
 from sparsebert.nn.joined_linears import JOINED, JoinedLinears, joined_of
 from sparsebert.nn.module_swap import is_replica
 from sparsebert.nn.native_layers import heads_of, require_known, settings_of
-from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath, is_foreign
+from sparsebert.nn.plain_path import FOREIGN_CODE, RECORDED_OUTPUTS, RECORDER, PlainPath, is_foreign
 from sparsebert.nn.sequences import Sequences, load_flash
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.nn.watched import Watched
@@ -79,6 +80,7 @@ class PackedLayers(Watched):
         self._parts = [
             (parent, name, part) for parent in encoder.modules() for name, part in parent._modules.items()
         ]
+        self._collector = getattr(sys.modules.get(RECORDER), "_active_collector", None)
         leaves = {id(leaf) for layer in self.layers for leaf in layer.called}
         containers = (module for layer in layers for module in layer.layer.modules())
         self._passed_over = [module for module in containers if id(module) not in leaves]
@@ -94,10 +96,13 @@ class PackedLayers(Watched):
         return x
 
     def require_traceable(self) -> None:
-        """Raise ``PlainPath`` if a trace would pass over modules that were replaced, train or have hooks.
+        """Raise ``PlainPath`` if a trace would pass over modules that must run themselves.
 
-        A compiler traces again when anything changes that is read here.
+        They were replaced, train, have hooks or are recorded. A compiler traces again when this changes.
         """
+        # In place of the context variable, which cannot be traced: see ``is_recording``.
+        if getattr(self._collector, "compiling", False) and self._collector.global_var:
+            raise PlainPath(RECORDED_OUTPUTS)
         for parent, name, part in self._parts:
             if parent._modules.get(name) is not part:
                 raise PlainPath("a module of the encoder was replaced")

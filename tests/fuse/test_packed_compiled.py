@@ -139,3 +139,14 @@ def test_the_first_state_is_the_models_where_a_row_begins_with_padding() -> None
         expected = model(**inputs(PADDED.flip(1))).logits
         answer = torch.compile(fuse_(model), backend="eager", fullgraph=True)(**inputs(PADDED.flip(1))).logits
     assert same(answer, expected)
+
+
+@torch.inference_mode()
+def test_hidden_states_are_recorded() -> None:
+    model = made("BertModel")
+    expected = model(**inputs(None), output_hidden_states=True).hidden_states
+    compiled = torch.compile(fuse_(model), backend="eager")
+    compiled(**inputs(None))
+    answer = compiled(**inputs(None), output_hidden_states=True).hidden_states
+    assert len(answer) == len(expected) == 3
+    assert all(same(*each) for each in zip(answer, expected, strict=True))

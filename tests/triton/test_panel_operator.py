@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert_kernels import ops
-from sparsebert_kernels.cuda import backend
+from sparsebert_kernels.cuda import backend, panel_forward, tile_configs
+from sparsebert_kernels.cuda.tile_rule import Configuration
 from sparsebert_kernels.formats import PanelSparse
 from sparsebert_kernels.formats.transpose import transposed_index
 from tests.triton.panels import BF16, FP16, FP32, PanelProblem, leaf
@@ -308,6 +309,26 @@ class TestRepeatedCalls:
         alive = weakref.ref(packed)
         del packed
         assert alive() is None
+
+    def test_launch_the_configuration_in_force(
+        self, packed: PanelSparse, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        launched: list[Configuration] = []
+        launch = panel_forward._launch
+
+        def recorded(*arguments: Any) -> None:
+            launched.append(arguments[6])
+            launch(*arguments)
+
+        monkeypatch.setattr(panel_forward, "_launch", recorded)
+        x = torch.ones(6, 64, device=device)
+        first, second = Configuration(64, 8, 4, 2), Configuration(128, 8, 4, 2)
+        for config in (first, first, second, second, first):
+            with tile_configs.forced(config):
+                ops.linear(x, packed)
+        ops.linear(x, packed.replace())
+        ops.linear(x, packed)
+        assert launched == [first, first, second, second, first, launched[-1], launched[-1]]
 
     def test_leave_nothing_in_copies_and_hold_no_bias(
         self, packed: PanelSparse, device: torch.device

@@ -195,7 +195,7 @@ class QuickCall:
         self._out_features, self._in_features = packed.shape
         self._dtype, self._device = packed.dtype, packed.device
         self._configurations: dict[tuple[int, str], Configuration] = {}
-        self._folder = tile_configs.FOLDER
+        self._state = tile_configs.state
         # The last bias that was looked at.
         self._bias: Callable[[], Tensor | None] = lambda: None
         self._place_of_bias = 0
@@ -253,8 +253,8 @@ class QuickCall:
         self, x: Tensor, packed: PanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None
     ) -> Tensor:
         """Return ``activation(x @ W.T + bias) + residual`` for arguments that fit."""
-        if self._folder is not tile_configs.FOLDER:
-            self._folder = tile_configs.FOLDER
+        if self._state is not tile_configs.state:
+            self._state = tile_configs.state
             self._configurations.clear()
         tokens = x.numel() // self._in_features
         precision = fp32_precision() if self._dtype is torch.float32 else "ieee"
