@@ -80,7 +80,7 @@ class PackedLayers(Watched):
         self._parts = [
             (parent, name, part) for parent in encoder.modules() for name, part in parent._modules.items()
         ]
-        self._collector = getattr(sys.modules.get(RECORDER), "_active_collector", None)
+        self._collector: Any = getattr(sys.modules.get(RECORDER), "_active_collector", None)
         leaves = {id(leaf) for layer in self.layers for leaf in layer.called}
         containers = (module for layer in layers for module in layer.layer.modules())
         self._passed_over = [module for module in containers if id(module) not in leaves]

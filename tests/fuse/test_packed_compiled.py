@@ -142,11 +142,12 @@ def test_the_first_state_is_the_models_where_a_row_begins_with_padding() -> None
 
 
 @torch.inference_mode()
-def test_hidden_states_are_recorded() -> None:
+@pytest.mark.parametrize("of_config", [False, True])
+def test_hidden_states_are_recorded(of_config: bool) -> None:
     model = made("BertModel")
-    expected = model(**inputs(None), output_hidden_states=True).hidden_states
-    compiled = torch.compile(fuse_(model), backend="eager")
-    compiled(**inputs(None))
-    answer = compiled(**inputs(None), output_hidden_states=True).hidden_states
+    model.config.output_hidden_states = of_config
+    request = {} if of_config else {"output_hidden_states": True}
+    expected = model(**inputs(None), **request).hidden_states
+    answer = torch.compile(fuse_(model), backend="eager")(**inputs(None), **request).hidden_states
     assert len(answer) == len(expected) == 3
     assert all(same(*each) for each in zip(answer, expected, strict=True))
