@@ -161,7 +161,7 @@ def _run_padded(model: Any, layers: PackedLayers, ids: Tensor, types: Any, mask:
             return x
         # The first state stays: task heads read it, also where a row begins with padding.
         padding = ~kept
-        padding[:, 0] = False
+        padding[:, 0].fill_(False)
         return x.masked_fill(padding[:, :, None], 0)
     places = _places(model, ids)
     index = unpadded.index
