@@ -72,7 +72,7 @@ def by_weights(programme: MatrixProgramme) -> MatrixProgramme:
     weights = sum(target.group.weights for target in next(iter(targets.values())).values())
     each = (costs.dense - costs.rest[way]) / weights
 
-    def cost_of(mask: Tensor) -> dict[str, float]:
+    def cost_of(mask: Tensor, _: str) -> dict[str, float]:
         return {way: each * int(mask.sum())}
 
     costs = replace(costs, rest={way: costs.rest[way]})

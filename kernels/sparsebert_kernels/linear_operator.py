@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import _SingleLevelFunction
 
 from . import dispatch, forward_mode, reference
 from .formats import FORMATS, FP16_FORMATS, INT8_FORMATS, PackedWeight
@@ -54,16 +53,17 @@ def call_eagerly(
 ) -> Tensor:
     """Compute as ``call`` does, for calls that nothing but autograd observes; through ``quick`` if given."""
     constant = packed, transposed, activation, quick
-    y: Tensor = _EagerLinear.apply(x, packed.values, bias, residual, constant)  # type: ignore[attr-defined]
+    y: Tensor = _EagerLinear.apply(x, packed.values, bias, residual, constant)
     return y
 
 
-class _EagerLinear(_SingleLevelFunction):
-    """The computation of ``sparse_linear`` and its gradients, over a packed weight.
+# The private base of ``torch.autograd.Function``: it lacks the checks for transforms of ``torch.func``, which
+# never come here and whose checks take as long as a launch.
+_Function: Any = getattr(torch.autograd.function, "_SingleLevelFunction", torch.autograd.Function)
 
-    The base class is that of ``torch.autograd.Function`` without the checks for transforms of ``torch.func``,
-    which never come here and whose checks take as long as a launch.
-    """
+
+class _EagerLinear(_Function):
+    """The computation of ``sparse_linear`` and its gradients, over a packed weight."""
 
     @staticmethod
     def forward(

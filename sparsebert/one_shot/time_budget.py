@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -24,8 +24,8 @@ DENSITIES = tuple(LOWEST ** (1 - index / GRID) for index in range(GRID))
 # The densities at which errors are measured are not above this one, and not below that of the grid.
 HIGHEST_MEASURED = 0.75
 
-# Milliseconds of a matrix with a mask, bool [out, in], by the way in which the model runs.
-CostOf = Callable[[Tensor], Mapping[str, float]]
+# Milliseconds of a matrix with a mask, bool [out, in], and an activation, by the way in which the model runs.
+CostOf = Callable[[Tensor, str], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,17 @@ def at_density(target: Target, density: float) -> Target:
 
 @dataclass
 class TimeTable:
-    """The milliseconds of matrices at each density of the grid; matrices of one shape share them.
+    """The milliseconds of matrices at each density of the grid; matrices alike share them.
 
     Attributes:
         targets: Granularity -> key -> target.
-        cost_of: Milliseconds of a mask.
+        cost_of: Milliseconds of a mask and an activation.
+        activations: What kernels compute of the output of a matrix, by key.
     """
 
     targets: Mapping[str, Mapping[str, Target]]
     cost_of: CostOf
+    activations: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._seen: dict[tuple[Any, ...], Mapping[str, float]] = {}
@@ -99,11 +101,12 @@ class TimeTable:
         """Return the milliseconds of a matrix at a density, by way."""
         target = self.targets[granularity][key]
         shape = target.group.shapes[key]
-        entry = (granularity if density < 1 else "", tuple(shape), density)
+        activation = self.activations.get(key, "none")
+        entry = (granularity if density < 1 else "", tuple(shape), density, activation)
         if entry not in self._seen:
             whole = torch.ones(shape, dtype=torch.bool)
             mask = random_mask(at_density(target, density)) if density < 1 else whole
-            self._seen[entry] = self.cost_of(mask)
+            self._seen[entry] = self.cost_of(mask, activation)
         return self._seen[entry]
 
     def uniform(self, granularity: str, density: float) -> dict[str, float]:

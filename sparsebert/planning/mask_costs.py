@@ -7,7 +7,7 @@ choose, which is dense where no packed form is faster.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from sparsebert.cost.work import WorkEstimate
 from sparsebert.planning.encoder_plan import FP32, LAYERS, PAIRED, PAIRED_INT8
 from sparsebert.planning.engine_choice import decide_encoder, predict_linear
 from sparsebert.planning.layer_decision import LEAST_SPEEDUP
+from sparsebert.planning.planner import fused_activations
 from sparsebert_kernels.formats import RowPanelSparse
 
 CPU = torch.device("cpu")
@@ -40,6 +41,7 @@ class MaskCosts:
         rest: Milliseconds of all else in the encoder, by way; 0 where they are unknown.
         dense: Milliseconds of the whole encoder in its fastest dense form.
         device: A GPU to predict for, instead of this machine's CPU.
+        activations: What a GPU's kernels compute of the output of a matrix, by key.
     """
 
     dtype: torch.dtype
@@ -48,11 +50,17 @@ class MaskCosts:
     rest: Times
     dense: float
     device: gpu_roofline.Device | None = None
+    activations: Mapping[str, str] = field(default_factory=dict)
 
-    def of_mask(self, mask: Tensor) -> Times:
-        """Return the milliseconds of a matrix with a mask, bool [out, in], by way."""
+    def of_mask(self, mask: Tensor, activation: str = "none") -> Times:
+        """Return the milliseconds of a matrix with a mask, bool [out, in], by way.
+
+        Args:
+            mask: The mask.
+            activation: What a GPU's kernels compute of the output; ignored on a CPU.
+        """
         if self.device is not None:
-            choice = format_candidates(mask, self.dtype, self.device, self.tokens)
+            choice = format_candidates(mask, self.dtype, self.device, self.tokens, activation=activation)
             return {LAYERS: 1e3 * choice.costs.seconds(_settled(choice))}
         seconds = {}
         for way in self.rest:
@@ -94,13 +102,13 @@ def mask_costs(
     if device is not None:
         figures = gpu_roofline.named(device)
         dtype = torch.bfloat16 if tolerance != "fp32" and dtype == torch.float32 else dtype
-        costs = MaskCosts(dtype, tokens, tolerance, {LAYERS: 0.0}, 0.0, figures)
-        return MaskCosts(dtype, tokens, tolerance, {LAYERS: 0.0}, _whole(costs, linears)[LAYERS], figures)
+        costs = MaskCosts(dtype, tokens, tolerance, {LAYERS: 0.0}, 0.0, figures, fused_activations(model))
+        return replace(costs, dense=_whole(costs, linears)[LAYERS])
     decision = decide_encoder(model, (), tokens=tokens, fuse=None, measure=True, tolerance=tolerance)
     predicted = decision.plan.predicted_us if decision is not None else {}
     if not predicted:  # nothing is known of what lies between the layers: timings tell
         costs = MaskCosts(dtype, tokens, tolerance, {LAYERS: 0.0}, 0.0)
-        return MaskCosts(dtype, tokens, tolerance, {LAYERS: 0.0}, _whole(costs, linears)[LAYERS])
+        return replace(costs, dense=_whole(costs, linears)[LAYERS])
     dense = with_lower_precisions(cost_model(dtype, tokens), dtype, lower_precisions(dtype, tolerance))
     rest = {
         way: total / 1e3 - 1e3 * sum(predict_linear(linear, None, way, dense) for linear in linears.values())
@@ -111,9 +119,9 @@ def mask_costs(
 
 def _whole(costs: MaskCosts, linears: Mapping[str, Any]) -> Times:
     """Return the milliseconds of dense matrices."""
-    shapes = [tuple(linear.weight.shape) for linear in linears.values()]
-    each = {shape: costs.of_mask(torch.ones(shape, dtype=torch.bool)) for shape in set(shapes)}
-    return {way: sum(each[shape][way] for shape in shapes) for way in costs.rest}
+    kinds = [(linear.weight.shape, costs.activations.get(key, "none")) for key, linear in linears.items()]
+    each = {kind: costs.of_mask(torch.ones(kind[0], dtype=torch.bool), kind[1]) for kind in set(kinds)}
+    return {way: sum(each[kind][way] for kind in kinds) for way in costs.rest}
 
 
 def _settled(choice: FormatCandidates) -> WorkEstimate:

@@ -95,7 +95,7 @@ def programme_for(
             }
             for name, (kind, size) in spelled.items()
         }
-        table = TimeTable(targets, costs.of_mask)
+        table = TimeTable(targets, costs.of_mask, costs.activations)
     if table is not None and by_matrix and allocate != "uniform":
         return MatrixProgramme(model, batches, table, costs, saved, progress)
     if kinds and hasattr(method, "losses") and allocate != "uniform":

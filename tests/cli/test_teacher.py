@@ -116,7 +116,7 @@ def test_several_tasks_have_a_teacher_each_or_none(
             f"mrpc={teacher}",
             "a teacher needs a task of the run, sst2 or cola or wikitext-2, got a teacher for mrpc",
         ),
-        (f"wikitext-2={teacher}", "wikitext-2 is masked language modelling, which takes no teacher"),
+        (f"wikitext-2={teacher}", "wikitext-2 is language modelling, which takes no teacher"),
     ):
         out = ["--out", str(tmp_path / "refused")]
         assert message in refused(capsys, "train", *several, *out, "--teacher", names)
@@ -219,7 +219,10 @@ class TestRefusals:
             (["--distill-temperature", "2"], "--distill-temperature requires --teacher"),
             (["--teacher", "x", "--distill-weight", "0"], "distill_weight must be in (0, 1], got 0.0"),
             (["--teacher", "x", "--distill-temperature", "-1"], "distill_temperature must be positive"),
-            (["--task", "wikitext-2", "--teacher", "x"], "masked language modelling, which takes no teacher"),
+            (
+                ["--task", "wikitext-2", "--teacher", "x"],
+                "wikitext-2 is language modelling, which takes no teacher",
+            ),
         ],
     )
     def test_options(

@@ -312,7 +312,7 @@ class TestBadModels:
         transformers.BertModel(config).save_pretrained(tmp_path / "none")
         tokenizer.save_pretrained(tmp_path / "none")
         line = refused(capsys, "train", *asked, "--sparsity", "0.5", "--model", str(tmp_path / "none"))
-        assert "none has no linear layer to prune: BertForSequenceClassification" in line
+        assert "none: num_hidden_layers in its config.json must be 1 to 1000, got 0" in line
 
 
 @pytest.mark.real_data

@@ -44,8 +44,8 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     f"{_KERNELS}/cpu/src/element.h": (
         (
             "cpu-element-second-row",
-            "Policy::load(values + row * length)",
-            "Policy::load(values)",
+            "Policy::template load<T>(values + row * length)",
+            "Policy::template load<T>(values)",
             "wrong offset: the second row of a pair gets the weights of the first",
         ),
         (
@@ -212,8 +212,8 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     f"{_KERNELS}/cuda/panel_forward.py": (
         (
             "triton-panel-order",
-            "features = panel * H + inner",
-            "features = place * H + inner",
+            "features = panel * H + tl.arange",
+            "features = place * H + tl.arange",
             "wrong index: outputs go where the panel stands in the order",
         ),
     ),
@@ -341,8 +341,8 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
     "sparsebert/nn/sparse_linear.py": (
         (
             "layer-activation-lost",
-            "self.bias, self.activation, self._transposed()",
-            'self.bias, "none", self._transposed()',
+            "self.activation, transposed, residual)",
+            '"none", transposed, residual)',
             "a fused activation is lost",
         ),
         (
@@ -520,8 +520,8 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
         ),
         (
             "encoding-block-room",
-            "room = max_length - 2",
-            "room = max_length - 1",
+            "else (max_length - 2, 1)",
+            "else (max_length - 1, 1)",
             "off by one: blocks are a token too long",
         ),
     ),

@@ -37,7 +37,7 @@ options = st.lists(
 )
 
 
-def by_kept(mask):
+def by_kept(mask, activation="none"):
     """A machine on which sparse weights take twice as long as dense ones, and vectors as long."""
     rows = mask.unflatten(0, (-1, 4)) if mask.shape[0] % 4 == 0 else mask[:, None]
     vectors = bool((rows.all(1) == rows.any(1)).all())
@@ -88,7 +88,7 @@ def test_the_fastest_options_keep_the_most_weights_that_cost_no_more():
 def test_matrices_of_one_shape_are_timed_once():
     timed = []
 
-    def cost_of(mask):
+    def cost_of(mask, activation):
         timed.append(tuple(mask.shape))
         return by_kept(mask)
 
@@ -97,6 +97,16 @@ def test_matrices_of_one_shape_are_timed_once():
     table.uniform("4x1", 1.0)
     table.uniform("element", 1.0)
     assert len(timed) == 2 * len(set(timed))
+
+
+def test_matrices_of_one_shape_with_other_activations_are_timed_apart():
+    table = table_of(
+        bert(), cost_of=lambda mask, activation: {"layers": 2.0 if activation == "gelu" else 1.0}
+    )
+    query, key = (f"encoder.layer.0.attention.self.{name}" for name in ("query", "key"))
+    table.activations = {query: "gelu"}
+    assert table.milliseconds("element", query, 0.5) == {"layers": 2.0}
+    assert table.milliseconds("element", key, 0.5) == {"layers": 1.0}
 
 
 def test_the_uniform_density_is_the_highest_that_a_way_affords():

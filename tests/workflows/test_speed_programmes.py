@@ -32,7 +32,7 @@ class Costs:
 
     def __init__(self, model, keys):
         self.rest = {"layers": REST}
-        self.of_mask = by_kept
+        self.of_mask, self.activations = by_kept, {}
         weights = sum(model.get_submodule(key).weight.numel() for key in keys)
         self.dense = REST + weights / 1e3
 
