@@ -28,10 +28,10 @@ def fuse_(model: nn.Module, *, tolerance: str = "fp32") -> nn.Module:
     encoder, on a CPU another dtype than float32 and bfloat16 (float16 too: no engine takes such models), a
     mask that differs between queries, rows of a batch that begin with padding or hold nothing else, weights
     made under ``torch.inference_mode()`` that the native form copies, an attention that the user registered,
-    compilers (on a CPU) and tracers; in MPNet and ModernBERT also padding between tokens, and in ModernBERT
-    ``position_ids``. For ``inputs_embeds``, ``position_ids`` and hooks around the encoder, embeddings and
-    pooler run as before, and the layers fused. A model in bfloat16 needs, on a CPU, an instruction set with
-    products of bfloat16.
+    compilers (on a CPU), tracers and replicas of ``nn.DataParallel``; in MPNet and ModernBERT also padding
+    between tokens, and in ModernBERT ``position_ids``. For ``inputs_embeds``, ``position_ids`` and hooks
+    around the encoder, embeddings and pooler run as before, and the layers fused. A model in bfloat16 needs,
+    on a CPU, an instruction set with products of bfloat16.
 
     On a GPU, BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA and DistilBERT run on the tokens that are kept,
     packed side by side: one product computes query, key and value, whose parameters become views of one

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.gpu.comparison import Side, compare
@@ -19,6 +16,7 @@ from benchmarks.gpu.device import Device
 from benchmarks.gpu.layers import Problem
 from sparsebert.atomic import write_text
 from sparsebert.results import Record
+from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import hardware, tile_configs
 from sparsebert_kernels.cuda.tile_rule import (
     MAX_STAGES,
@@ -76,7 +74,7 @@ def measure_tuning(
     device: Device, *, kernel: str, shape: Sequence[int], tokens: int, block: Sequence[int], sparsity: float
 ) -> dict[str, Any]:
     """Measure every candidate; those with wrong outputs are excluded."""
-    from sparsebert_kernels.cuda import panel_backward, panel_forward
+    from sparsebert_kernels.cuda import panel_backward
 
     problem = Problem(device, shape, tokens, block, sparsity)
     packed = problem.pack()
@@ -84,11 +82,10 @@ def measure_tuning(
     size = packed.panel_rows, packed.group_columns, tokens, packed.panels, packed.values.shape[0]
     launch = Shape(kernel, *size, dtype)
     tried = candidates(launch, hardware.shared_memory(device.device), few=device.dry_run)
-    module = panel_forward if kernel == FORWARD else panel_backward
 
     def ours() -> Any:
         if kernel == FORWARD:
-            return _launched(problem, packed)
+            return ops.linear(problem.x, packed, problem.bias)
         return panel_backward.values_gradient(problem.upstream, problem.x, packed)
 
     def dense() -> Any:
@@ -98,7 +95,7 @@ def measure_tuning(
 
     def with_configuration(config: Configuration) -> Side:
         def work() -> Any:
-            with forced(module, config):
+            with tile_configs.forced(config):
                 return ours()
 
         def answers(returned: Any) -> Any:
@@ -139,15 +136,13 @@ def measure_occupancy(
     The fewer stages a program has, the less shared memory it takes, and the more programs overlap their
     loads, products and epilogues.
     """
-    from sparsebert_kernels.cuda import panel_forward
-
     problem = Problem(device, shape, tokens, block, sparsity)
     packed = problem.pack()
 
     def side(config: Configuration) -> Side:
         def work() -> Any:
-            with forced(panel_forward, config):
-                return _launched(problem, packed)
+            with tile_configs.forced(config):
+                return ops.linear(problem.x, packed, problem.bias)
 
         return Side(lambda: torch.inference_mode()(work))
 
@@ -162,27 +157,6 @@ def measure_occupancy(
         raise RuntimeError(f"no configuration runs: {fields['notes']}")
     best = min(times, key=lambda name: times[name])
     return {**fields, "side": best, "best": best, "steps": packed.values.shape[0] / packed.panels}
-
-
-def _launched(problem: Problem, packed: Any) -> Tensor:
-    """Return the layer's output from the launcher, which selects a configuration in every call.
-
-    A second call of ``ops.linear`` takes a short way that keeps the configuration of the first.
-    """
-    from sparsebert_kernels.cuda import panel_forward
-
-    return panel_forward.linear(problem.x, packed, problem.bias, "none")
-
-
-@contextlib.contextmanager
-def forced(module: ModuleType, config: Configuration) -> Iterator[None]:
-    """Launch the kernels of ``module`` with this configuration."""
-    before = module.configuration
-    module.configuration = lambda shape, device: config  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        module.configuration = before  # type: ignore[attr-defined]
 
 
 def write_configurations(records: Iterable[Record], device_name: str, folder: Path) -> Path | None:

@@ -9,8 +9,9 @@ import typer
 
 from sparsebert.cli.baselines import list_baselines, usable_baselines
 from sparsebert.cli.console import print_tables, progress
+from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.judging import Batch, DenseModel, Seed, Texts, TextsColumn, Threads, read_judging
-from sparsebert.cli.option_groups import DataOptions, flattened
+from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_picture, require_records
 from sparsebert.cli.shared_options import JsonFile, TaskName, require_numbers
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sparsebert.cli.console import print_tables, progress
-from sparsebert.cli.option_groups import DataOptions, ExecutionOptions, flattened
+from sparsebert.cli.data_options import DataOptions
+from sparsebert.cli.option_groups import ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.cli.perturb_options import PerturbOptions
 from sparsebert.cli.shared_options import (
@@ -75,7 +76,7 @@ def evaluate(
     from sparsebert.tasks.models import head_labels, short_name, skeleton
     from sparsebert.tasks.verdict import chance_metrics, summarise
     from sparsebert.workflows.assemble import examples_of, task_of
-    from sparsebert.workflows.evaluate import evaluate_compacted, evaluate_each
+    from sparsebert.workflows.evaluate import Evaluation, evaluate_compacted, evaluate_each
     from sparsebert.workflows.predictions import (
         prediction_rows,
         require_ending,
@@ -107,6 +108,7 @@ def evaluate(
         step(f"evaluating {path} on {name}")
         loaded = load_ticket(ticket, skeleton(path)) if ticket and pruned else None
         options: dict[str, Any] = {"data": examples, "max_length": data.max_length}
+        evaluations: dict[str, Evaluation] = {}
         if compact and loaded:
             scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **options)
         else:
@@ -117,11 +119,12 @@ def evaluate(
             scores = {"metrics": evaluations[""].metrics}
         sparsity = loaded.sparsity if loaded else None
         fields: dict[str, Any] = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
+        fields["masks_sha256"] = loaded.digest if loaded else None
         if data.label_pairs:
             fields["label_map"] = data.label_pairs
         if given and pruned:
             fields |= execution.arguments()
-        for variant, evaluation in evaluations.items() if not compact else ():
+        for variant, evaluation in evaluations.items():
             about = {"model": short_name(model if pruned else str(dense)), "seed": seed, "dense": not pruned}
             if perturbations.names:
                 about["perturbation"] = variant or None

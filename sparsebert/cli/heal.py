@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsebert.cli.console import progress
-from sparsebert.cli.option_groups import DataOptions, flattened
+from sparsebert.cli.data_options import DataOptions
+from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
 from sparsebert.cli.shared_options import TASK_NAMES, JsonFile, TicketFile, require_applicable, require_seed
 from sparsebert.cli.stamped import stamped

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsebert.cli.console import print_tables
-from sparsebert.cli.option_groups import comma_separated
 from sparsebert.cli.path_checks import require_folders, require_records, require_writable
-from sparsebert.cli.shared_options import JsonFile, require_share
+from sparsebert.cli.shared_options import JsonFile, comma_separated, require_share
 
 if TYPE_CHECKING:
     from sparsebert.report.inspection import Inspection
@@ -66,7 +65,7 @@ def inspect(
     from sparsebert.report.page import Report, require_renderer
     from sparsebert.report.plots import require_matplotlib
     from sparsebert.report.sections import Section
-    from sparsebert.workflows.ticket_sources import labelled_tickets, named_sources
+    from sparsebert.workflows.ticket_sources import labelled_tickets, named_sources, require_runs
 
     if unknown := [part for part in parts or () if part not in PARTS]:
         raise ValueError(f"--show must be of {', '.join(PARTS)}, got {unknown[0]!r}")
@@ -75,15 +74,18 @@ def inspect(
     if html is not None:
         require_renderer()
     sources = named_sources(tickets)
+    if sparsity is not None:
+        require_runs(sources.values())
     shapes = heads = None
     if model is not None:
         from sparsebert.bench.workload import hush_transformers
-        from sparsebert.bert import structure
+        from sparsebert.bert import is_bert_like, structure
         from sparsebert.tasks.models import skeleton
 
         hush_transformers()
         shapes = skeleton(model)
-        heads = structure(shapes).num_heads
+        # Matrices of other families are not assigned to heads.
+        heads = structure(shapes).num_heads if is_bert_like(shapes) else None
     inspection = inspect_labelled(labelled_tickets(sources, shapes, sparsity), heads)
     _require_parts(inspection, parts or ())
     shown = parts or PARTS
@@ -108,12 +110,15 @@ def inspect(
 
 def _require_parts(inspection: Inspection, parts: list[str] | tuple[()]) -> None:
     """Raise ValueError if the tickets do not have a part that the user names."""
+    from sparsebert.tickets.kept_weights import HEAD_TYPES
+
     tickets = [row for row in inspection.records if row["kind"] == "inspect"]
-    unknown = next((row["name"] for row in tickets if row["heads"] is None), None)
+    unknown = next((row for row in tickets if row["heads"] is None), None)
     for part in parts:
         if part in ("overlap", "survivors") and len(tickets) < 2:
             raise ValueError(f"--show {part} needs at least two tickets, got {len(tickets)}")
         if part in ("heads", "survivors") and unknown is not None:
-            raise ValueError(
-                f"--show {part}: {unknown} does not record the number of attention heads; pass --model"
-            )
+            why = "has no attention matrix of a BERT-like model, so its heads cannot be told apart"
+            if any(each["type"] in HEAD_TYPES for each in unknown["matrices"]):
+                why = "does not record the number of attention heads; pass --model"
+            raise ValueError(f"--show {part}: {unknown['name']} {why}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsebert.cli.option_groups import DataOptions
+from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.path_checks import require_files
 from sparsebert.cli.shared_options import MAX_TOKENS, require_numbers
 

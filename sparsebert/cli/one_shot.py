@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sparsebert.cli.console import print_tables, print_ticket_file, progress
+from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.one_shot_options import CalibrationOptions, SpeedOptions
-from sparsebert.cli.option_groups import DataOptions, UnitOptions
+from sparsebert.cli.option_groups import UnitOptions
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
 from sparsebert.cli.shared_options import require_applicable, require_numbers
 from sparsebert.cli.stamped import stamped

@@ -8,10 +8,17 @@ from typing import Annotated
 import typer
 
 from sparsebert.cli.console import print_tables, progress
+from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.judging import Batch, DenseModel, Seed, Texts, TextsColumn, Threads, read_judging
-from sparsebert.cli.option_groups import DataOptions, comma_separated, flattened
+from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_folders, require_records
-from sparsebert.cli.shared_options import JsonFile, TaskName, require_numbers, require_share
+from sparsebert.cli.shared_options import (
+    JsonFile,
+    TaskName,
+    comma_separated,
+    require_numbers,
+    require_share,
+)
 
 _MAX_BUDGET = 86_400  # a day
 

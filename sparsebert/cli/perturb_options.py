@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from sparsebert.cli.option_groups import comma_separated
-from sparsebert.cli.shared_options import require_applicable
+from sparsebert.cli.shared_options import comma_separated, require_applicable
 
 if TYPE_CHECKING:
     from sparsebert.tasks import Examples, TaskData

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsebert.cli.console import print_ticket_file, progress
+from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.one_shot import ONE_SHOT, prune_to_folder
 from sparsebert.cli.one_shot_options import CalibrationOptions, SpeedOptions
-from sparsebert.cli.option_groups import DataOptions, UnitOptions, flattened
+from sparsebert.cli.option_groups import UnitOptions, flattened
 from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.cli.shared_options import (
     AnyModel,

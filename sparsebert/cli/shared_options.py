@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Mapping
@@ -44,6 +45,19 @@ TicketFile = Annotated[
         "or the folder of a run",
     ),
 ]
+
+
+def comma_separated(option: str, text: str) -> list[str]:
+    """Return the parts of an option's value; a part with a comma may stand in double quotes.
+
+    Raises:
+        ValueError: For a part that is empty or stands twice.
+    """
+    (parts,) = csv.reader([text], skipinitialspace=True) if text.strip() else [[""]]
+    parts = [part.strip() for part in parts]
+    if "" in parts or len(set(parts)) < len(parts):
+        raise ValueError(f"{option} must be different names, separated by commas, got {text!r}")
+    return parts
 
 
 def measure_option(measure: bool) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsebert.cli.console import print_tables, say
+from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.method_options import MethodOptions
-from sparsebert.cli.option_groups import DataOptions, DistillationOptions, UnitOptions, flattened
+from sparsebert.cli.option_groups import DistillationOptions, UnitOptions, flattened
 from sparsebert.cli.path_checks import require_folders, require_records
 from sparsebert.cli.shared_options import JsonFile, PretrainedModel, Seeds, TaskName, TicketFile, seed_list
 from sparsebert.cli.stamped import stamped

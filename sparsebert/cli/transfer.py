@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from sparsebert.cli.console import print_tables, say
-from sparsebert.cli.option_groups import DataOptions, flattened
+from sparsebert.cli.data_options import DataOptions
+from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_folders, require_records
 from sparsebert.cli.shared_options import (
     TASK_NAMES,

@@ -22,6 +22,7 @@ from sparsebert.nn.packed_layers import PackedLayers, prepare_packed_, runs_pack
 from sparsebert.nn.packed_model import BOUNDS, RAGGED, run_packed_encoder
 from sparsebert.nn.plain_path import (
     RECORDED_GRADIENTS,
+    RECORDED_OUTPUTS,
     PlainPath,
     is_recording,
     kept_tokens,
@@ -76,7 +77,7 @@ class FusedEncoder(nn.Module):
         if not packed and (reason := native.why_unavailable()):
             raise PlainPath(f"the native library is missing ({reason})")
         if not torch.compiler.is_compiling() and is_recording():
-            raise PlainPath("the call asks for hidden states or attentions")
+            raise PlainPath(RECORDED_OUTPUTS)
         if any(value is not None for value in args):
             raise PlainPath("the call has further positional arguments")
         for name, value in kwargs.items():

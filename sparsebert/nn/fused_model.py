@@ -26,6 +26,7 @@ from sparsebert.nn.packed_layers import runs_packed
 from sparsebert.nn.packed_model import run_packed_model
 from sparsebert.nn.plain_path import (
     RECORDED_GRADIENTS,
+    RECORDED_OUTPUTS,
     PlainPath,
     is_recording,
     kept_tokens,
@@ -93,7 +94,7 @@ class FusedModel(nn.Module):
         if reason := native.why_unavailable():
             raise PlainPath(f"the native library is missing ({reason})")
         if is_recording():
-            raise PlainPath("the call asks for hidden states or attentions")
+            raise PlainPath(RECORDED_OUTPUTS)
         given = self._given(args, kwargs)
         # Not vars(): the attributes of configurations, their dictionary among them, are slow to look up.
         config = object.__getattribute__(self.config, "__dict__")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.nn.joined_linears import JOINED, joined_of
-from sparsebert.nn.module_swap import HOOKS
+from sparsebert.nn.module_swap import HOOKS, is_replica
 from sparsebert.nn.precomputed import PRECOMPUTED, Precomputed, leave, leave_none
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import ops
@@ -128,10 +128,12 @@ class FusedQKV:
 
 
 def _outputs(attention: nn.Module, layers: Sequence[SparseLinear], x: Tensor) -> Sequence[Tensor]:
-    if backend.covers(PanelSparse.name, x.device) and joined_of(attention).join_(layers):
+    # A replica of DataParallel shares its join with the replicas on other devices.
+    can_join = backend.covers(PanelSparse.name, x.device) and not is_replica(attention)
+    if can_join and joined_of(attention).join_(layers):
         return joined_of(attention).outputs(x)
     packed = [layer.packed for layer in layers]
-    biases = [layer._parameters["bias"] for layer in layers]
+    biases = [layer.bias for layer in layers]
     if layers[0].precision and (rounded := ops.rounded_for(x, packed[0])) is not x:
         return [y.to(x.dtype) for y in ops.linear_shared(rounded, packed, biases)]
     return ops.linear_shared(x, packed, biases)

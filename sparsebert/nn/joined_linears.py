@@ -42,7 +42,8 @@ class JoinedLinears:
     def join_(self, layers: Sequence[Any]) -> bool:
         """Join the layers unless they are, and return whether they can be joined.
 
-        Dense layers can, and panels of one form.
+        Dense layers can, and panels of one form, except where parameters are inference tensors, whose memory
+        cannot be replaced.
         """
         if self.is_current(layers):
             return self.joined
@@ -50,7 +51,8 @@ class JoinedLinears:
         self._weight = self._bias = None
         # Inference tensors could not be saved for a later backward pass.
         with torch.inference_mode(False), torch.no_grad():
-            if len({bias.dtype for bias in biases if bias is not None}) > 1:
+            dtypes = {bias.dtype for bias in biases if bias is not None}
+            if len(dtypes) > 1 or any(bias is not None and bias.is_inference() for bias in biases):
                 pass  # no common bias
             elif _are_panels(layers):
                 self._weight, members = join([layer.packed for layer in layers])
@@ -130,10 +132,15 @@ def _are_dense(layers: Sequence[Any]) -> bool:
         if isinstance(layer, SparseLinear):
             if layer.format != "dense" or layer.trainable or layer.values.is_mkldnn or layer.precision:
                 return False
-        elif type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+        elif type(layer) is not nn.Linear or not _is_replaceable(layer.weight):
             return False
     kinds = {(layer.in_features, _weight_of(layer).dtype, _weight_of(layer).device) for layer in layers}
     return len(kinds) == 1
+
+
+def _is_replaceable(weight: Tensor) -> bool:
+    """Whether a weight is a plain parameter whose memory can become a view."""
+    return type(weight) is nn.Parameter and not weight.is_inference()
 
 
 def _joined_bias(biases: Sequence[Tensor | None], heights: Sequence[int]) -> Tensor | None:

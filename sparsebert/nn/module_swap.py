@@ -40,3 +40,8 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Replace the module of this full name with ``module``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether ``nn.DataParallel`` made the module for one call on one device."""
+    return bool(vars(module).get("_is_replica"))

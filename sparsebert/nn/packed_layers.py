@@ -7,6 +7,7 @@ for the device or depends on data, so that a CUDA graph or a compiler can captur
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import EncoderLayer, Family, encoder_layers
 from sparsebert.nn.fused_activation import FusedActivation
-from sparsebert.nn.joined_linears import JoinedLinears, joined_of
+from sparsebert.nn.joined_linears import JOINED, JoinedLinears, joined_of
+from sparsebert.nn.module_swap import is_replica
 from sparsebert.nn.native_layers import heads_of, require_known, settings_of
-from sparsebert.nn.plain_path import FOREIGN_CODE, PlainPath, is_foreign
+from sparsebert.nn.plain_path import FOREIGN_CODE, RECORDED_OUTPUTS, RECORDER, PlainPath, is_foreign
 from sparsebert.nn.sequences import Sequences, load_flash
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert.nn.watched import Watched
@@ -75,6 +77,10 @@ class PackedLayers(Watched):
         if next(encoder.parameters()).is_cuda:
             load_flash()
         self.layers = [PackedLayer.of(layer, family) for layer in layers]
+        self._parts = [
+            (parent, name, part) for parent in encoder.modules() for name, part in parent._modules.items()
+        ]
+        self._collector: Any = getattr(sys.modules.get(RECORDER), "_active_collector", None)
         leaves = {id(leaf) for layer in self.layers for leaf in layer.called}
         containers = (module for layer in layers for module in layer.layer.modules())
         self._passed_over = [module for module in containers if id(module) not in leaves]
@@ -90,7 +96,16 @@ class PackedLayers(Watched):
         return x
 
     def require_traceable(self) -> None:
-        """Raise ``PlainPath`` if a trace would pass over modules that train or run foreign code."""
+        """Raise ``PlainPath`` if a trace would pass over modules that must run themselves.
+
+        They were replaced, train, have hooks or are recorded. A compiler traces again when this changes.
+        """
+        # In place of the context variable, which cannot be traced: see ``is_recording``.
+        if getattr(self._collector, "compiling", False) and self._collector.global_var:
+            raise PlainPath(RECORDED_OUTPUTS)
+        for parent, name, part in self._parts:
+            if parent._modules.get(name) is not part:
+                raise PlainPath("a module of the encoder was replaced")
         for module in self._passed_over:
             if module.training:
                 raise PlainPath("the encoder is in training mode")
@@ -181,6 +196,8 @@ def current_packed_layers(module: Any) -> PackedLayers:
         PlainPath: They have no packed form, or must run one by one in this call; under a compiler, which
             cannot make a description, also if there is none.
     """
+    if is_replica(module):  # its description is that of the module on the first device
+        raise PlainPath("DataParallel runs the encoder on several devices")
     described: PackedLayers | None = module._packed
     if torch.compiler.is_compiling():
         if described is None:
@@ -194,8 +211,16 @@ def current_packed_layers(module: Any) -> PackedLayers:
 
 
 def prepare_packed_(module: Any) -> None:
-    """Describe the layers of a fused encoder on a GPU before its first call, and join what can be joined."""
-    if runs_packed(next(module.parameters(), None)):
+    """Describe the layers of a fused encoder on a GPU before its first call, and join what can be joined.
+
+    On another device, forget both, which would hold memory of the GPU that the encoder has left.
+    """
+    described: PackedLayers | None = vars(module).get("_packed")
+    if not runs_packed(next(module.parameters(), None)):
+        vars(module).pop("_packed", None)
+        for each in module.modules():
+            vars(each).pop(JOINED, None)
+    elif described is None or not described.is_current():  # it is after ``to`` with nothing to do
         vars(module).pop("_packed", None)
         with suppress(PlainPath):  # calls say why
             vars(module)["_packed"] = PackedLayers(module, module.family)

@@ -14,6 +14,7 @@ from sparsebert.nn.encoder_layers import is_of, result_class
 from sparsebert.nn.packed_layers import PackedLayers, current_packed_layers
 from sparsebert.nn.plain_path import (
     RECORDED_GRADIENTS,
+    RECORDED_OUTPUTS,
     PlainPath,
     is_recording,
     kept_tokens,
@@ -44,8 +45,9 @@ def run_packed_model(model: Any, given: Mapping[str, Any]) -> Any:
     """Run a fused base model on token ids, without computing padding.
 
     The number of kept tokens is read from the device, once. Under a compiler, during the capture of a CUDA
-    graph and inside ``without_waiting``, padding is computed instead, and is zero in the result all the same;
-    only ragged sequences, in one row with their bounds, are then without padding.
+    graph and inside ``without_waiting``, padding is computed instead, and is zero in the result all the same,
+    except for the first state of a row; only ragged sequences, in one row with their bounds, are then without
+    padding.
 
     Raises:
         PlainPath: The model must run as its plain class does; the message says why.
@@ -130,7 +132,7 @@ def _require_observable(module: Any, x: Tensor) -> None:
     if not plain_inference(x):
         raise PlainPath("the call is traced, transformed or under autocast")
     if is_recording():
-        raise PlainPath("the call asks for hidden states or attentions")
+        raise PlainPath(RECORDED_OUTPUTS)
 
 
 def _may_wait(x: Tensor) -> bool:
@@ -155,7 +157,12 @@ def _run_padded(model: Any, layers: PackedLayers, ids: Tensor, types: Any, mask:
         x = _embedded(model, ids, types, None)
         attended = None if kept is None else kept[:, None, None]
         x = layers.run(x.flatten(0, 1), EqualLengths(batch, tokens, attended)).unflatten(0, (batch, tokens))
-        return x if kept is None else x.masked_fill(~kept[:, :, None], 0)
+        if kept is None:
+            return x
+        # The first state stays: task heads read it, also where a row begins with padding.
+        padding = ~kept
+        padding[:, 0].fill_(False)
+        return x.masked_fill(padding[:, :, None], 0)
     places = _places(model, ids)
     index = unpadded.index
     kept_types = None if types is None else types.flatten()[index][None]

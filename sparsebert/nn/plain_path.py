@@ -15,6 +15,7 @@ from sparsebert.nn.fused_qkv import FusedQKV
 # set.
 RECORDER = "transformers.utils.output_capturing"
 RECORDED_GRADIENTS = "gradients are recorded; call the model under torch.inference_mode()"
+RECORDED_OUTPUTS = "the call asks for hidden states or attentions"
 FOREIGN_CODE = "a module of the encoder has hooks or a patched forward method"
 
 

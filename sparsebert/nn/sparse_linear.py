@@ -27,6 +27,8 @@ from sparsebert_kernels.formats.dense import DEFAULT_TOKENS, prepack
 from sparsebert_kernels.formats.transpose import transposed_index
 
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+# Attributes that calls leave in a layer, with references to its tensors.
+KEPT_BY_CALLS = ("_packed", "_transposed_index")
 _AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)
 
 
@@ -143,7 +145,10 @@ class SparseLinear(nn.Module):
         if x.requires_grad and "transposed_0" not in buffers and not torch.compiler.is_compiling():
             self._keep_transposed(x)
         transposed = self._transposed() if "transposed_0" in buffers else ()
-        return ops.linear(x, self.packed, self._parameters["bias"], self.activation, transposed, residual)
+        # The look-up of self.bias takes longer; only replicas of DataParallel need it.
+        parameters = self._parameters
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
+        return ops.linear(x, self.packed, bias, self.activation, transposed, residual)
 
     @property
     def precision(self) -> str:
@@ -318,7 +323,8 @@ class SparseLinear(nn.Module):
     def _hold(self, packed: PackedWeight, trainable: bool, exact: Mapping[str, Tensor] = _NOTHING) -> None:
         """Register the tensors of ``packed``, and of the weights beside it, instead of the present ones."""
         self._buffers.clear()
-        self.__dict__.pop("values", None)
+        for name in ("values", *KEPT_BY_CALLS):  # else the old tensors would stay in memory until a call
+            self.__dict__.pop(name, None)
         self._format, self._geometry = type(packed), packed.geometry()
         tensors = packed.tensors()
         values = tensors.pop("values")
@@ -467,7 +473,7 @@ class SparseLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_packed", "_transposed_index"):
+        for name in KEPT_BY_CALLS:
             state.pop(name, None)
         if "values" in state:
             # Bytes, not a tensor: torch sends worker processes a reference to a tensor's memory, which would

@@ -20,6 +20,8 @@ DPI = 110
 NOTHING_NOTE = "orange: keeps nothing"
 # Cells of a map up to which each has its figure written in it.
 _MOST_WRITTEN = 600
+# Candidates for the ticks of a square-root scale, whose lower half matplotlib leaves empty.
+_ROOT_TICKS = (1.0, 0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
 
 
 def colours() -> Any:
@@ -33,12 +35,12 @@ def norm(highest: float, power: float = 1.0) -> Any:
     """Return a scale from just above 0 to ``highest``.
 
     Args:
-        highest: The largest value.
+        highest: The largest value; where it is 0, the scale ends at 1.
         power: 0.5 for a square-root scale, on which low densities differ visibly.
     """
     from matplotlib.colors import PowerNorm
 
-    return PowerNorm(power, vmin=1e-9, vmax=max(highest, 1e-6))
+    return PowerNorm(power, vmin=1e-9, vmax=highest if highest > 0 else 1.0)
 
 
 def map_panels(widths: Sequence[float], size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
@@ -88,10 +90,22 @@ def draw_map(axes: Axes, values: np.ndarray, scale: Any, texts: Sequence[Sequenc
 def colour_bar(figure: Figure, image: Any, axes: Sequence[Axes], label: str, *, percent: bool = True) -> None:
     """Add a colour bar, in per cent or as plain numbers."""
     form = _percent if percent else None
-    bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02, extend="min", format=form)
+    ticks = _root_ticks(image.norm.vmax) if image.norm.gamma < 1 else None
+    bar = figure.colorbar(
+        image, ax=list(axes), fraction=0.04, pad=0.02, extend="min", format=form, ticks=ticks
+    )
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)
+
+
+def _root_ticks(highest: float) -> list[float]:
+    """Return ticks of a square-root scale that stand apart."""
+    ticks: list[float] = []
+    for tick in _ROOT_TICKS:
+        if tick <= highest and (not ticks or (ticks[-1] / highest) ** 0.5 - (tick / highest) ** 0.5 > 0.07):
+            ticks.append(tick)
+    return ticks
 
 
 def short_percent(share: float) -> str:

@@ -20,7 +20,7 @@ _PART_OF = {"blocks.csv": "masks"}
 def csv_files(records: Iterable[Record], show: Collection[str] = PARTS) -> dict[str, str]:
     """Return the content of each file by its name; a file without lines is left out.
 
-    Shares are between 0 and 1. ``blocks.csv`` has a line for each row of blocks, whose counts follow.
+    Shares are between 0 and 1. ``blocks.csv`` has a line for each row of blocks, their counts in one cell.
     """
     records = list(records)
     files: dict[str, tuple[Row, Callable[[Record], Iterator[Row]], str]] = {
@@ -41,7 +41,7 @@ def csv_files(records: Iterable[Record], show: Collection[str] = PARTS) -> dict[
             "inspect",
         ),
         "heads.csv": (("ticket", "layer", "head", "type", "weights", "kept", "density"), _heads, "inspect"),
-        "blocks.csv": (("ticket", "matrix", "block", "first_row", "kept..."), _blocks, "inspect"),
+        "blocks.csv": (("ticket", "matrix", "block", "first_row", "kept"), _blocks, "inspect"),
         "survivors.csv": (
             ("group", "layer", "unit", "tickets", "survives", "density_mean", "density_std"),
             _survivors,
@@ -95,7 +95,7 @@ def _heads(row: Record) -> Iterator[Row]:
 def _blocks(row: Record) -> Iterator[Row]:
     for key, counts in KeptWeights.of_record(row).blocks.items():
         for number, line in enumerate(counts.tolist()):
-            yield row["name"], key, row["block"], number * row["block"], *line
+            yield row["name"], key, row["block"], number * row["block"], " ".join(map(str, line))
 
 
 def _survivors(row: Record) -> Iterator[Row]:

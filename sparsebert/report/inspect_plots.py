@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -73,15 +74,32 @@ def _noted(pictures: list[Picture], note: str) -> list[Picture]:
 
 
 def _groups(tickets: Sequence[Record]) -> list[Group]:
-    """Return the tickets by group of seeds, and those of no group alone, in the order of the records."""
-    counts = {row["name"]: KeptWeights.of_record(row) for row in tickets}
-    labels = [TicketLabel(**{name: row[name] for name in ("name", *FIELDS, "requested")}) for row in tickets]
-    group_of = {label.name: group for group in seed_groups(labels) for label in group}
-    groups: dict[str, Group] = {}
-    for label in labels:
-        group = group_of.get(label.name)
-        name = label.name if group is None else f"{group[0].without_seed}, {len(group)} seeds"
-        groups.setdefault(name, (name, []))[1].append(counts[label.name])
+    """Return the tickets by group of seeds, and those of no group alone, in the order of the records.
+
+    Tickets of different models are never of one group.
+    """
+    models: dict[tuple[object, ...], list[Record]] = {}
+    for row in tickets:
+        shapes = tuple((each["key"], each["rows"], each["columns"]) for each in row["matrices"])
+        models.setdefault(shapes, []).append(row)
+    named = [each for rows in models.values() for each in _seeds_of_one_model(rows)]
+    times = Counter(name for name, _ in named)
+    groups = []
+    for name, rows in named:
+        model = f", {rows[0]['model']}" if times[name] > 1 and rows[0]["model"] else ""
+        groups.append((f"{name}{model}", [KeptWeights.of_record(row) for row in rows]))
+    return groups
+
+
+def _seeds_of_one_model(rows: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Return the records of each group of seeds with its name."""
+    labels = [TicketLabel(**{name: row[name] for name in ("name", *FIELDS, "requested")}) for row in rows]
+    group_of = {id(label): group for group in seed_groups(labels) for label in group}
+    groups: dict[int, tuple[str, list[Record]]] = {}
+    for label, row in zip(labels, rows, strict=True):
+        group = group_of.get(id(label), [label])
+        name = label.name if len(group) == 1 else f"{label.without_seed}, {len(group)} seeds"
+        groups.setdefault(id(group[0]), (name, []))[1].append(row)
     return list(groups.values())
 
 
@@ -262,12 +280,13 @@ def overlap_figure(row: Record) -> Figure:
     side = max(3.2, 0.36 * len(names) + 0.075 * max(map(len, names)))
     figure, (axes,) = map_panels([1], (side + 1.2, side))
     scale = norm(highest)
-
     written = [[f"{value:.2f}" for value in line] for line in values]
     image = draw_map(axes, np.where(np.eye(len(names)) > 0, np.nan, values), scale, written)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     colour_bar(figure, image, [axes], "kept by both / kept by either", percent=False)
+    title = "Jaccard index of the kept weights (orange: none in common)"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return figure
 
 

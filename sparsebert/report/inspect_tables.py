@@ -12,7 +12,7 @@ from sparsebert.report.table import Cell, Table
 from sparsebert.report.ticket_labels import TicketLabel, differences
 from sparsebert.tasks.verdict import summary
 from sparsebert.tickets.density_grid import DensityGrid, density_cells, layer_names, percent
-from sparsebert.tickets.kept_weights import HEAD_TYPES, HeadCounts, KeptWeights
+from sparsebert.tickets.kept_weights import HEAD_TYPES, MLP_TYPES, HeadCounts, KeptWeights
 from sparsebert.tickets.survivors import Survivors
 
 # What a table or picture of tickets can show.
@@ -103,7 +103,10 @@ def _type_table(name: str, counts: KeptWeights) -> Table:
         rows.append((kind, f"{weights:,}", *map(percent, (density, *lines, empty))))
     size = counts.block
     columns = ("matrix", "weights", "density", "empty rows", "empty columns", f"empty {size}x{size} blocks")
-    note = "In per cent. Compaction removes empty rows and columns."
+    note = "In per cent."
+    # Compaction takes BERT-like models.
+    if any(each.type in (*HEAD_TYPES, *MLP_TYPES) for each in counts.matrices):
+        note += " Compaction removes empty rows and columns."
     return Table(f"What the masks leave empty: {name}", columns, tuple(rows), (note,))
 
 
@@ -128,30 +131,21 @@ def _listed(kept: Mapping[str, object]) -> str:
 
 def _compared(tickets: Sequence[Record]) -> list[Table]:
     """Return densities by layer and by type, a column for each ticket."""
-    grids = {row["name"]: KeptWeights.of_record(row).grid for row in tickets}
+    grids = [KeptWeights.of_record(row).grid for row in tickets]
+    by_layer = [dict(zip(grid.layers, grid.by_layer, strict=True)) for grid in grids]
+    by_type = [dict(zip(grid.types, grid.by_type, strict=True)) for grid in grids]
     tables = []
-    for what, places, densities in (
-        (
-            "layer",
-            {name: grid.layers for name, grid in grids.items()},
-            {n: g.by_layer for n, g in grids.items()},
-        ),
-        (
-            "matrix",
-            {name: grid.types for name, grid in grids.items()},
-            {n: g.by_type for n, g in grids.items()},
-        ),
-    ):
-        every = list(dict.fromkeys(place for each in places.values() for place in each))
-        shown = layer_names(every) if what == "layer" else every
-        cells = {name: dict(zip(each, densities[name], strict=True)) for name, each in places.items()}
+    for what, densities in (("layer", by_layer), ("matrix", by_type)):
+        places = list(dict.fromkeys(place for each in densities for place in each))
+        shown = layer_names(places) if what == "layer" else places
         rows = tuple(
-            (text, *(percent(cells[name].get(place)) for name in grids))
-            for place, text in zip(every, shown, strict=True)
+            (text, *(percent(each.get(place)) for each in densities))
+            for place, text in zip(places, shown, strict=True)
         )
+        columns = (what, *(row["name"] for row in tickets))
         note = "Density: kept weights in per cent of all."
         if rows:
-            tables.append(Table(f"Density by {what}", (what, *grids), rows, (note,)))
+            tables.append(Table(f"Density by {what}", columns, rows, (note,)))
     return tables
 
 

@@ -240,6 +240,9 @@ def new_grid(count: int, columns: int, size: tuple[float, float] = (2.4, 2.0)) -
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[count:]:
         axes.remove()
+    # The lowest of each column, also above an empty place, names the ticks.
+    for axes in panels[max(0, count - columns) : count]:
+        axes.tick_params(labelbottom=True)
     return figure, panels[:count]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sparsebert.report.format import MISSING, Record, mean_text, span_text
 from sparsebert.report.table import Table
@@ -13,32 +13,43 @@ _NOTE = (
     "examples that are answered differently than as they are."
 )
 _SHUFFLED = "A model that keeps its metric on shuffled words does not read their order."
+_REPLACED = (
+    "Evaluations of the same name, seed and sparsity have other metrics on the texts as they are: the last "
+    "one is shown."
+)
+# What tells the evaluations of one model apart; records of earlier versions have the first only.
+_FORM = ("sparsity", "masks_sha256", "tolerance")
 
 
 def robustness_tables(records: Iterable[Record]) -> list[Table]:
-    """Return a table for each task, model and seed of the changes, from "robustness" records."""
+    """Return a table for each task, model, label map and seed of the changes, from "robustness" records."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for row in records:
-        groups.setdefault((row["task"], row["model"], str(row["perturb_seed"])), []).append(row)
-    return [_table(task, model, seed, rows) for (task, model, seed), rows in groups.items()]
+        key = row["task"], row["model"], str(row["perturb_seed"]), _label_map(row)
+        groups.setdefault(key, []).append(row)
+    return [_table(task, model, seed, rows) for (task, model, seed, _), rows in groups.items()]
 
 
 def _table(task: str, model: str, seed: str, rows: Sequence[Record]) -> Table:
     metric = rows[0]["metric"]
-    has_dense = any(row["dense"] for row in rows)
-    sides = ("dense", "model") if has_dense else ("model",)
-    columns = ["perturbation", "sparsity", "changed"]
+    dense = [row for row in rows if row["dense"]]
+    forms: dict[tuple[object, ...], list[Record]] = {}
+    for row in rows:
+        if not row["dense"]:
+            forms.setdefault(tuple(row.get(name) for name in _FORM), []).append(row)
+    sides = ("dense", "model") if dense else ("model",)
+    shown = ["sparsity", *_columns_that_tell_apart(forms)]
+    columns = ["perturbation", *("ticket" if name == "masks_sha256" else name for name in shown), "changed"]
     for side in sides:
         columns += [side, f"loss, {side}", f"other answers, {side}"]
     lines = []
-    for sparsity in dict.fromkeys(row["sparsity"] for row in rows if not row["dense"]):
-        of_model = [row for row in rows if not row["dense"] and row["sparsity"] == sparsity]
-        by_side = {"dense": [row for row in rows if row["dense"]], "model": of_model}
-        share = MISSING if sparsity is None else f"{sparsity:.1%}"
+    for of_model in forms.values():
+        by_side = {"dense": dense, "model": of_model}
+        form = [_form_text(name, of_model[0].get(name)) for name in shown]
         clean: list[str] = []
         for side in sides:
             clean += [_mean([row["clean"][metric] for row in _once(by_side[side])]), MISSING, MISSING]
-        lines.append(("none", share, MISSING, *clean))
+        lines.append(("none", *form, MISSING, *clean))
         for name, severity in dict.fromkeys((row["perturbation"], row["severity"]) for row in of_model):
             here = {
                 side: [row for row in each if (row["perturbation"], row["severity"]) == (name, severity)]
@@ -46,15 +57,45 @@ def _table(task: str, model: str, seed: str, rows: Sequence[Record]) -> Table:
             }
             degree = "" if severity is None else f" {severity:g}"
             cells = [cell for side in sides for cell in _cells(here[side], metric)]
-            lines.append((f"{name}{degree}", share, f"{here['model'][0]['changed']:.1%}", *cells))
+            lines.append((f"{name}{degree}", *form, f"{here['model'][0]['changed']:.1%}", *cells))
     notes = [_NOTE]
     if any(row["perturbation"] == "shuffle" for row in rows):
         notes.append(_SHUFFLED)
-    seeds = {row["seed"] for row in rows}
-    if len(seeds) > 1:
-        notes.append(f"Mean and standard deviation (n - 1) of {span_text([len(seeds)], 'd')} seeds.")
+    # A dense model has seeds of its own, and may be one for all.
+    seeds = [len(_once(each)) for each in (dense, *forms.values())]
+    if max(seeds) > 1:
+        counts = span_text([count for count in seeds if count > 1], "d")
+        notes.append(f"Mean and standard deviation (n - 1) of {counts} seeds.")
+    if any(map(_differ, (dense, *forms.values()))):
+        notes.append(_REPLACED)
+    if label_map := _label_map(rows[0]):
+        notes.append(f"Labels of the data as outputs of the model: {label_map}.")
     title = f"Robustness: {model} on {task}, {metric}, changes of seed {seed}"
     return Table(title, tuple(columns), tuple(lines), tuple(notes))
+
+
+def _label_map(row: Record) -> str:
+    return ", ".join(f"{label}={output}" for label, output in (row.get("label_map") or {}).items())
+
+
+def _columns_that_tell_apart(forms: Collection[tuple[object, ...]]) -> list[str]:
+    """Return the fields beside the sparsity without which two evaluations would look the same."""
+    return [
+        name
+        for at, name in enumerate(_FORM)
+        if at and len({form[:at] + form[at + 1 :] for form in forms}) < len(forms)
+    ]
+
+
+def _form_text(name: str, value: object) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:.1%}" if name == "sparsity" else str(value)[:8]
+
+
+def _differ(rows: Sequence[Record]) -> bool:
+    """Whether a seed was evaluated with several results on the texts as they are."""
+    return len({(row["seed"], *row["clean"].values()) for row in rows}) > len(_once(rows))
 
 
 def _once(rows: Sequence[Record]) -> list[Record]:

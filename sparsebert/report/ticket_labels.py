@@ -66,9 +66,14 @@ class TicketLabel:
 
 
 def differences(one: TicketLabel, other: TicketLabel) -> tuple[str, ...]:
-    """Return the fields in which two labels differ; sparsity only where another one was asked for."""
+    """Return the fields in which two labels differ.
+
+    Sparsity is one of them where another one was asked for, or nothing else differs: methods that decide the
+    sparsity themselves reach another one with every seed.
+    """
     apart = [name for name in FIELDS[:-1] if getattr(one, name) != getattr(other, name)]
-    if one.requested != other.requested and abs(one.sparsity - other.sparsity) > SAME_SPARSITY:
+    same = abs(one.sparsity - other.sparsity) <= SAME_SPARSITY
+    if not same and (one.requested != other.requested or not apart):
         apart.append("sparsity")
     return tuple(apart)
 

@@ -123,7 +123,8 @@ def encode(
 
     Sentences and pairs are truncated, the longer text of a pair first. Paragraphs of SQuAD become overlapping
     windows (:class:`EncodedQuestions`). Running text is joined and cut into blocks, without loss; for causal
-    language modelling as in transformers' run_clm.py, but without special tokens, and with the last block.
+    language modelling as in transformers' run_clm.py, with the ends of lines, but without special tokens, and
+    with the last block.
 
     Args:
         examples: The examples.
@@ -132,14 +133,20 @@ def encode(
         text_format: Maximum length, and the template for sentences and pairs.
 
     Raises:
-        ValueError: If the length leaves no room for text, or the tokenizer is slow and the task is SQuAD.
+        ValueError: If the length leaves no room for text, a text has no token to predict, or the tokenizer is
+            slow and the task is SQuAD.
     """
     task = find_task(task)
     length = task.max_length if text_format.max_length is None else text_format.max_length
     room = length - int(tokenizer.num_special_tokens_to_add(pair=len(task.columns) > 1))
     if task.kind == "clm":
         # The first token of a block is predicted by none.
-        return Encoded(_blocks(cast("Sequence[str]", examples), tokenizer, max(length, 2), causal=True), {})
+        if length < 2:
+            raise ValueError(f"max_length={length} leaves no token to predict; use at least 2")
+        blocks = Encoded(_blocks(cast("Sequence[str]", examples), tokenizer, length, causal=True), {})
+        if len(examples) and not len(blocks):
+            raise ValueError(f"{task.name}: one token of text leaves none to predict; use a longer text")
+        return blocks
     if room < len(task.columns):
         raise ValueError(
             f"max_length={length} leaves no room for text beside the special tokens; use a larger one"
@@ -170,10 +177,13 @@ def _blocks(
 ) -> Iterator[Row]:
     """Join all lines into one stream of tokens, and yield it in blocks, each between [CLS] and [SEP].
 
-    For causal language modelling blocks have no special tokens, and a last one of a single token is left out.
+    For causal language modelling lines keep their ends, blocks have no special tokens, and a last one of one
+    token is left out.
     """
     unknown_token = tokenizer.unk_token or _RARE_WORD
-    texts = [line.replace(_RARE_WORD, unknown_token) for line in lines if line.strip()]
+    # Lines of the hub end in a newline, those of a file do not.
+    end = "\n" if causal else ""
+    texts = [line.rstrip("\r\n").replace(_RARE_WORD, unknown_token) + end for line in lines if line.strip()]
     chunks = (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
     ids: Iterator[int] = chain.from_iterable(
         chain.from_iterable(tokenizer(chunk, add_special_tokens=False, truncation=False)["input_ids"])

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from sparsebert.tasks import (
@@ -34,6 +35,8 @@ class Evaluate(Protocol):
 
 # Keys of a batch that a model is scored on, not given.
 TARGETS = ("labels", "start_positions", "end_positions")
+# Tokens of a batch of causal language modelling. GPT-2's logits of them are 0.8 GB.
+_TOKENS_OF_A_BATCH = 4096
 
 
 def evaluator(
@@ -57,7 +60,7 @@ def evaluator(
         validation: Examples by split.
         tokenizer: The model's tokenizer.
         text_format: Format in which the model reads examples.
-        batch_size: Examples per batch.
+        batch_size: Examples per batch; fewer of long blocks of causal language modelling.
         encode: :func:`sparsebert.tasks.encode`, or a version of it that caches its results.
 
     Raises:
@@ -77,7 +80,11 @@ def evaluator(
                 if isinstance(examples, EncodedQuestions)
                 else np.argsort(examples.lengths, kind="stable")
             )
-            loader = DataLoader(examples, batch_size, sampler=order, collate_fn=collator)
+            size = batch_size
+            if task.kind == "clm":
+                longest = int(examples.lengths.max(initial=1))
+                size = max(1, min(batch_size, _TOKENS_OF_A_BATCH // longest))
+            loader = DataLoader(examples, size, sampler=order, collate_fn=collator)
             predictions, references = _answers(task, model, examples, loader)
             scores |= metrics.compute(task, predictions, references, split=split)
             if answers is not None and not task.models_language:
@@ -125,15 +132,28 @@ def _answers(
             masked = labels != IGNORED
             logits, labels = logits[masked].argmax(-1), labels[masked]
         elif task.kind == "clm":
-            # Token t is predicted at position t - 1.
-            labels = labels[:, 1:]
-            scored = labels != IGNORED
-            logits, labels = logits[:, :-1][scored], labels[scored]
-            logarithms = logits.log_softmax(-1).gather(1, labels[:, None])
-            logits = torch.cat([logits.argmax(-1, keepdim=True).double(), logarithms.double()], 1)
+            logits, labels = _next_tokens(logits, labels)
         predictions.append(logits)
         references.append(labels)
     return torch.cat(predictions).numpy(), torch.cat(references).numpy()
+
+
+def _next_tokens(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return predictions [n, 2] of causal language modelling and their references [n], block by block.
+
+    Args:
+        logits: float32 [blocks, tokens, vocabulary].
+        labels: int64 [blocks, tokens]; ``IGNORED`` is not scored.
+    """
+    predictions, references = [], []
+    for block, targets in zip(logits, labels, strict=True):
+        # Token t is predicted at position t - 1.
+        scored = targets[1:] != IGNORED
+        block, targets = block[:-1][scored], targets[1:][scored]
+        logarithms = -F.cross_entropy(block, targets, reduction="none")
+        predictions.append(torch.stack([block.argmax(-1).double(), logarithms.double()], 1))
+        references.append(targets)
+    return torch.cat(predictions), torch.cat(references)
 
 
 def _outputs(model: nn.Module, loader: DataLoader[dict[str, Any]]) -> Iterator[tuple[dict[str, Tensor], Any]]:

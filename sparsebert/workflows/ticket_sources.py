@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,13 @@ def named_sources(texts: Sequence[str]) -> dict[str, Path]:
         ValueError: A path does not exist, or two have the same name.
     """
     named: list[tuple[str, Path]] = []
+    given_names: set[str] = set()
     for text in texts:
         match = None if Path(text).exists() else re.fullmatch(r"([^=/]+)=(.+)", text)
+        if match:
+            if match[1] in given_names:
+                raise ValueError(f"two tickets are named {match[1]}: use different names")
+            given_names.add(match[1])
         path = Path(match[2] if match else text)
         if not path.exists():
             raise ValueError(f"ticket {path} does not exist: name a ticket file or the folder of a run")
@@ -43,6 +48,14 @@ def named_sources(texts: Sequence[str]) -> dict[str, Path]:
             raise ValueError(f"ticket {path} is named twice: omit one")
         sources[unique] = path
     return sources
+
+
+def require_runs(paths: Iterable[Path]) -> None:
+    """Raise ValueError for --sparsity, which selects the round of a run, if no path is a run."""
+    if not any(RunFolder(path).run_json.exists() for path in paths):
+        raise ValueError(
+            "--sparsity selects a round of a run, and no ticket is the folder of a run: omit it, or name one"
+        )
 
 
 def runs_in(path: Path) -> list[Path]:
@@ -89,7 +102,12 @@ def natural_order(text: str) -> list[tuple[int, str]]:
 
 
 def _run_of(path: Path) -> dict[str, Any]:
-    """Return method, task and seed of the run that a ticket belongs to; {} without a run."""
+    """Return method, task and seed of the run that a ticket belongs to; {} without a run.
+
+    A file of another name in a run's folder is not the run's ticket.
+    """
+    if path.is_file() and path.name != TICKET_FILE:
+        return {}
     for folder in (path, path.parent, path.parent.parent):
         run = RunFolder(folder)
         if run.run_json.exists():

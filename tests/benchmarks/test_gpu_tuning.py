@@ -1,44 +1,44 @@
-"""The sweeps of ``make gpu``: each configuration is timed as itself."""
+"""Sweeps of the forward kernel: each side launches its own configuration in every call."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from benchmarks.gpu import tuning
 from benchmarks.gpu.device import DryRun
-from sparsebert_kernels import reference
+from benchmarks.gpu.tuning import FORWARD, _name, measure_occupancy, measure_tuning
 from sparsebert_kernels.cuda import on_cpu, panel_forward
-from sparsebert_kernels.cuda.tile_rule import Configuration
 
-POINT: dict[str, Any] = {"shape": (128, 128), "tokens": 12, "block": (64, 64), "sparsity": 0.5}
+POINT = {"shape": (128, 128), "tokens": 12, "block": (64, 64), "sparsity": 0.9}
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[Configuration]]:
-    """How often each configuration was launched."""
-    counts: Counter[Configuration] = Counter()
-
-    def launch(x: Any, packed: Any, bias: Any, activation: str, residual: Any, y: Any, *how: Any) -> None:
-        counts[how[0]] += 1
-        y.copy_(reference.linear(x, packed.to_dense(), bias, activation))
-
-    monkeypatch.setattr(panel_forward, "_launch", launch)
+@pytest.fixture(autouse=True)
+def _interpreted() -> Iterator[None]:
     with on_cpu():
-        yield counts
+        yield
 
 
-def test_a_sweep_launches_each_candidate_equally_often(launched: Counter[Configuration]) -> None:
-    found = tuning.measure_tuning(DryRun(), kernel=tuning.FORWARD, **POINT)
-    assert {tuning._name(each) for each in launched} == found["us"].keys() - {"cublas"}
-    assert len(launched) > 1
-    assert len(set(launched.values())) == 1
+@pytest.mark.parametrize(
+    "measure",
+    [measure_occupancy, functools.partial(measure_tuning, kernel=FORWARD)],
+    ids=["occupancy", "sweep"],
+)
+def test_every_side_launches_its_own_configuration(
+    measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: Counter[str] = Counter()
+    launch = panel_forward._launch
 
+    def counted(*arguments: Any) -> None:
+        launched[_name(arguments[6])] += 1
+        launch(*arguments)
 
-def test_the_occupancy_of_each_configuration_is_its_own(launched: Counter[Configuration]) -> None:
-    tuning.measure_occupancy(DryRun(), **POINT)
-    assert launched.keys() == set(tuning.OCCUPANCY)
-    assert len(set(launched.values())) == 1
+    monkeypatch.setattr(panel_forward, "_launch", counted)
+    found = measure(DryRun(), **POINT)
+    assert launched.keys() == found["us"].keys() - {"cublas"}
+    assert len(launched) >= 3
+    assert len({*launched.values()}) == 1

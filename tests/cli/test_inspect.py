@@ -8,6 +8,8 @@ import pytest
 
 from sparsebert import Ticket, results
 from sparsebert.cli import app
+from sparsebert.workflows.ticket_sources import labelled_tickets, named_sources
+from tests import decoders
 from tests.cli.tiny import QUICK, refused
 
 pytest.importorskip("transformers")
@@ -35,6 +37,8 @@ def tickets(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
         ],
     ):
         assert app.main(command) == 0
+    gpt2 = decoders.saved(folder / "gpt2", decoders.gpt2())
+    assert app.main([*prune, "--model", str(gpt2), "--output", str(folder / "gpt2.safetensors")]) == 0
     (folder / "text.txt").write_text("no ticket")
     (folder / "empty").mkdir()
     return folder
@@ -133,6 +137,34 @@ class TestSources:
         (overlap,) = results.read(records, "inspect_overlap")
         assert overlap["jaccard"] == [[1.0] * 3] * 3
 
+    def test_a_decoder_has_matrices_and_no_heads(
+        self, here: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Its model is no obstacle, and no compaction is promised."""
+        assert app.main(["inspect", "gpt2.safetensors", "--model", "gpt2"]) == 0
+        out = capsys.readouterr().out
+        assert "attn.c_attn" in out
+        assert "In per cent." in out
+        assert "Compaction" not in out
+        assert "Density by head" not in out
+
+    def test_a_file_in_the_folder_of_a_run_keeps_its_own_method(
+        self, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "run.json").write_text("{}")
+        for name in ("ticket.safetensors", "mine.safetensors"):
+            Ticket.load(ONE).save(run / name)
+        record = {"method": "imp", "task": "sst2", "seed": 7}
+        monkeypatch.setattr("sparsebert.lottery.run_folder.RunFolder.rounds_done", lambda self: [record])
+        named = named_sources([str(run / "ticket.safetensors"), str(run / "mine.safetensors")])
+        labels = [label for label, _ in labelled_tickets(named)]
+        assert [(label.method, label.task, label.seed) for label in labels] == [
+            ("imp", "sst2", 7),
+            ("random", None, 1),
+        ]
+
     def test_files_of_one_name_are_named_by_their_paths(
         self, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -155,6 +187,8 @@ class TestRefusals:
                 "tickets of different models: encoder.layer.0.attention.self.query is 20x20 in",
             ),
             ([ONE, ONE], f"ticket {ONE} is named twice: omit one"),
+            ([f"a={ONE}", f"a={TWO}"], "two tickets are named a: use different names"),
+            ([ONE, "--sparsity", "0.5"], "--sparsity selects a round of a run, and no ticket is the folder"),
             ([ONE, "--show", "overlap"], "--show overlap needs at least two tickets, got 1"),
             ([ONE, "--show", "survivors"], "--show survivors needs at least two tickets, got 1"),
             (
@@ -165,6 +199,7 @@ class TestRefusals:
                 [ONE, "--show", "all"],
                 "--show must be of density, heads, survivors, overlap, masks, got 'all'",
             ),
+            (["gpt2.safetensors", "--show", "heads"], "gpt2 has no attention matrix of a BERT-like model"),
             (["smp.npy"], "smp.npy holds an array without matrix names or shapes; pass the model"),
             ([ONE, "--model", "bert-nowhere"], "bert-nowhere"),
             ([ONE, "--sparsity", "90"], "--sparsity must be from 0 to 1, got 90; did you mean 0.9?"),

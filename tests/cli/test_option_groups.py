@@ -11,7 +11,8 @@ import typer
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert.cli import bench, convert, evaluate, prune, train, transfer
-from sparsebert.cli.option_groups import TRAINING_HELP, DataOptions, flattened
+from sparsebert.cli.data_options import DataOptions
+from sparsebert.cli.option_groups import TRAINING_HELP, flattened
 from sparsebert.cli.shared_options import seed_list
 from sparsebert.report.format import mean_and_verdict
 from sparsebert.training.settings import TrainingSettings

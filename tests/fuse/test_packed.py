@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +37,7 @@ from tests.fuse.packed_models import (
     made,
     wide,
 )
+from tests.nn.replicas import replica
 
 __all__ = ["as_on_a_gpu"]
 pytestmark = MARKS
@@ -244,6 +247,22 @@ class TestPublicCalls:
         assert same(answers(model, PADDED), expected)
         assert model.encoder._packed is not None
 
+    def test_a_model_that_leaves_holds_none_of_its_memory(self) -> None:
+        model = wide()
+        sparsify_(model, blocks(model), format="panel")
+        answers(model, PADDED)
+        query = model.encoder.layer[0].attention.self.query
+        held = [weakref.ref(tensor) for tensor in (query.values, query.packed.columns)]
+        with elsewhere():
+            model.to(torch.float64)
+        assert [tensor() for tensor in held] == [None, None]
+
+    def test_a_move_to_where_the_model_is_changes_nothing(self) -> None:
+        model = fused("BertModel")
+        described = model.encoder._packed
+        model.to(torch.device("cpu"))
+        assert model.encoder._packed is described
+
     def test_a_plan_says_it_before_the_model_is_sparse(self) -> None:
         model = wide()
         assert plan(model, blocks(model), format="panel").way == "packed"
@@ -348,6 +367,16 @@ class TestPlainPath:
         assert len(seen) == 1
         hook.remove()
         assert model.encoder._packed is not None
+
+    def test_for_replicas_of_data_parallel(self) -> None:
+        model = wide()
+        sparsify_(model, blocks(model), format="panel")
+        expected = answers(model, PADDED)
+        twin = replica(model)
+        with torch.inference_mode():
+            assert "DataParallel" in self.reason(lambda: twin(**inputs(PADDED)))
+        with warnings.catch_warnings(action="ignore"):
+            assert same(answers(twin, PADDED), expected)
 
     def test_for_padding_on_the_left(self) -> None:
         model = fused("BertModel")

@@ -10,8 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert import sparsify_
-from tests.fuse.packed_models import MARKS, PADDED, answers, as_on_a_gpu, blocks, fused, wide
+from sparsebert import fuse_, sparsify_
+from tests.fuse.packed_models import (
+    MARKS,
+    PADDED,
+    answers,
+    as_on_a_gpu,
+    blocks,
+    fused,
+    inputs,
+    made,
+    wide,
+)
 from tests.fuse.test_packed import ragged, same
 
 __all__ = ["as_on_a_gpu"]
@@ -109,3 +119,35 @@ def test_hooks_inside_are_called() -> None:
     with pytest.warns(UserWarning, match="hooks"):
         expected = answers(unfused, PADDED)
     assert same(answers(compiled, PADDED), expected)
+
+
+def test_replaced_modules_are_seen() -> None:
+    model = fused("BertModel")
+    answers(model, PADDED)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    attention, output = model.encoder.layer[0].attention.self, model.encoder.layer[1].output
+    for parent, name in ((attention, "query"), (output, "dense")):
+        linear = getattr(parent, name)
+        setattr(parent, name, torch.nn.Linear(linear.in_features, linear.out_features).eval())
+        # Before the first call of the compiled model, and after it
+        assert same(answers(compiled, PADDED), answers(copy.deepcopy(model), PADDED))
+
+
+def test_the_first_state_is_the_models_where_a_row_begins_with_padding() -> None:
+    model = made("BertForSequenceClassification")
+    with torch.inference_mode():
+        expected = model(**inputs(PADDED.flip(1))).logits
+        answer = torch.compile(fuse_(model), backend="eager", fullgraph=True)(**inputs(PADDED.flip(1))).logits
+    assert same(answer, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("of_config", [False, True])
+def test_hidden_states_are_recorded(of_config: bool) -> None:
+    model = made("BertModel")
+    model.config.output_hidden_states = of_config
+    request = {} if of_config else {"output_hidden_states": True}
+    expected = model(**inputs(None), **request).hidden_states
+    answer = torch.compile(fuse_(model), backend="eager")(**inputs(None), **request).hidden_states
+    assert len(answer) == len(expected) == 3
+    assert all(same(*each) for each in zip(answer, expected, strict=True))

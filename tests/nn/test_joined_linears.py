@@ -16,6 +16,7 @@ from sparsebert.nn.joined_linears import JOINED, JoinedLinears
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import backend
+from tests.nn.replicas import replica
 
 WIDTH = 64
 NAMES = ("query", "key", "value")
@@ -134,6 +135,45 @@ def test_layers_without_a_common_form_do_not_join() -> None:
     half_bias.bias = nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
     assert not joined.join_([nn.Linear(8, 4), half_bias])
     assert joined.join_([panel_layer(), panel_layer()])
+
+
+def element_layer() -> SparseLinear:
+    return SparseLinear.from_linear(nn.Linear(WIDTH, WIDTH), torch.rand(WIDTH, WIDTH) < 0.5, "element")
+
+
+@torch.no_grad()
+def test_layers_of_a_format_of_the_cpu_run_in_one_call_but_do_not_join(device: torch.device) -> None:
+    layers = [element_layer() for _ in NAMES]
+    assert ops.can_share([layer.packed for layer in layers])
+    assert not JoinedLinears().join_(layers)
+    attention = Attention()
+    attention.query, attention.key, attention.value = layers
+    fuse_qkv_(attention, NAMES)
+    x = torch.randn(2, 3, WIDTH)
+    assert torch.equal(attention(x), attention.alone(x))
+
+
+@torch.no_grad()
+def test_inference_tensors_whose_memory_cannot_be_replaced_do_not_join(device: torch.device) -> None:
+    with torch.inference_mode():
+        dense = [nn.Linear(8, 4) for _ in NAMES]
+        attention = Attention().to(device)
+    assert not JoinedLinears().join_(dense)
+    fuse_qkv_(attention, NAMES)
+    x = torch.randn(2, 3, WIDTH, device=device)
+    assert torch.equal(attention(x), attention.alone(x))
+
+
+@torch.no_grad()
+def test_a_replica_of_data_parallel_leaves_the_join_to_its_module(
+    device: torch.device, joins: list[int]
+) -> None:
+    attention = Attention().to(device)
+    fuse_qkv_(attention, NAMES)
+    x = torch.randn(2, 3, WIDTH, device=device)
+    assert torch.equal(replica(attention)(x), attention.alone(x))
+    assert torch.equal(attention(x), attention.alone(x))
+    assert joins == [3]
 
 
 @torch.no_grad()

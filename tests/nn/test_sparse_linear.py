@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsebert.nn.sparse_linear import SparseLinear
 from sparsebert_kernels import formats
+from tests.nn.replicas import replica
 
 FORMATS = sorted(formats.ANY_MASK)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -291,6 +293,14 @@ class TestConversion:
         model = nn.Sequential(SparseLinear.from_linear(linear, mask), nn.Linear(24, 8)).bfloat16()
         assert model(torch.randn(2, 40, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
+    def test_frees_the_packed_weight_before(self) -> None:
+        layer = SparseLinear.from_linear(*layer_and_mask(), "panel")
+        for change in (layer.double, layer.float, layer.prepare_format("element")):
+            layer(torch.randn(3, 40, dtype=layer.dtype))
+            held = [weakref.ref(tensor) for tensor in (layer.packed, layer.values)]
+            change()
+            assert [each() for each in held] == [None, None]
+
     @pytest.mark.parametrize("format", FORMATS)
     def test_to_the_meta_device_and_no_further(self, format: str) -> None:
         layer = SparseLinear.from_linear(*layer_and_mask(), format).to("meta")
@@ -369,6 +379,12 @@ class TestCopies:
         for thread in threads:
             thread.join()
         assert not wrong
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_replica_of_data_parallel_answers_alike(trainable: bool) -> None:
+    layer, x = SparseLinear.from_linear(*layer_and_mask(), trainable=trainable), torch.randn(3, 40)
+    assert torch.equal(replica(layer)(x), layer(x))
 
 
 class TestTraining:

@@ -130,6 +130,13 @@ class TestTables:
         ]
         assert "Density by head: s" in titles(inspect_tables(several.records, ["heads"]))
 
+    def test_tickets_of_one_name_have_a_column_each(self) -> None:
+        """Records of two files may name two tickets alike."""
+        records = [sparsebert.inspect({"t": ticket(seed)}).records[0] for seed in (1, 2)]
+        by_layer = named(inspect_tables(records, brief=True), "Density by layer")
+        assert by_layer.columns == ("layer", "t", "t")
+        assert by_layer.rows[0][1] != by_layer.rows[0][2]
+
     def test_very_many_tickets_are_summarised(self) -> None:
         tables = sparsebert.inspect([ticket(seed) for seed in range(13)]).tables
         assert "Overlap of tickets" not in titles(tables)
@@ -157,6 +164,13 @@ class TestLabels:
             for seed, density in ((1, 0.3), (2, 0.5))
         ]
         assert len(seed_groups(labels)) == 1
+        assert differences(*labels) == ("seed",)
+
+    def test_tickets_that_differ_in_nothing_else_differ_in_the_sparsity_that_they_reach(self) -> None:
+        labels = [
+            TicketLabel.of(str(density), ticket(1, density=density, sparsity=None)) for density in (0.3, 0.5)
+        ]
+        assert differences(*labels) == ("sparsity",)
 
     def test_the_run_says_more_than_the_ticket(self) -> None:
         label = TicketLabel.of("a", ticket(1), {"method": "imp", "task": "sst2", "seed": 7})
@@ -214,6 +228,10 @@ class TestCsv:
         overlaps = list(csv.DictReader(io.StringIO(files["overlap.csv"])))
         assert len(overlaps) == 6
         assert overlaps[0]["differ_in"] == "seed"
+
+    def test_every_line_of_a_file_has_its_columns(self, several: Inspection) -> None:
+        for name, text in csv_files(several.records).items():
+            assert len({len(row) for row in csv.reader(io.StringIO(text))}) == 1, name
 
     def test_only_what_is_asked_for(self, several: Inspection) -> None:
         assert list(csv_files(several.records, ["masks"])) == ["blocks.csv"]
@@ -285,6 +303,27 @@ class TestPictures:
         other = Ticket({"0": torch.eye(4) > 0, "blocks.1.mixer": torch.eye(6) > 0})
         for picture in sparsebert.inspect([other, other]).pictures:
             picture.draw()
+
+    def test_seeds_of_two_models_are_drawn_apart(self) -> None:
+        """As in a report of runs of two models by the same method."""
+
+        def of_model(name: str, layers: int, seed: int) -> Ticket:
+            whole = ticket(seed, model={"heads": HEADS, "id": name})
+            masks = {key: mask for key, mask in whole.masks.items() if int(key.split(".")[2]) < layers}
+            return Ticket(masks, metadata=whole.metadata)
+
+        tickets = [of_model(name, layers, seed) for name, layers in (("a", 1), ("b", 2)) for seed in (1, 2)]
+        labelled = [(TicketLabel.of(str(number), each), each) for number, each in enumerate(tickets)]
+        records = inspect_labelled(labelled, one_model=False).records
+        pictures = inspect_pictures(records, ["density", "heads"])
+        group = "random, element, 75% sparse, 2 seeds"
+        assert [picture.title for picture in pictures] == [
+            "Density by layer and matrix",
+            f"Density by head: {group}, a",
+            f"Density by head: {group}, b",
+        ]
+        lines = pictures[0].draw().axes[0].lines
+        assert [len(line.get_ydata()) for line in lines] == [1, 2]
 
     def test_a_report_shows_all_of_it(self, several: Inspection) -> None:
         pytest.importorskip("jinja2")

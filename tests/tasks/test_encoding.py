@@ -104,6 +104,34 @@ class TestRunningText:
         assert item["input_ids"] == tokenizer("the [UNK] sat")["input_ids"]
 
 
+class TestCausalBlocks:
+    """Tokens of bytes, of which a newline is one, as of GPT-2."""
+
+    @pytest.fixture
+    def by_byte(self) -> Any:
+        tokenizers = pytest.importorskip("tokenizers")
+        transformers = pytest.importorskip("transformers")
+        alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        model = tokenizers.models.BPE({byte: number for number, byte in enumerate(alphabet)}, [])
+        words = tokenizers.Tokenizer(model)
+        words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words.decoder = tokenizers.decoders.ByteLevel()
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+
+    def test_lines_keep_their_ends_from_a_file_and_from_the_hub(self, by_byte: Any) -> None:
+        """Lines of files come without a newline, those of the hub with one; run_clm.py keeps it."""
+        of_file = encode([" the cat ", " sat "], "wikitext-2-clm", by_byte)
+        of_hub = encode([" the cat \n", " sat \n"], "wikitext-2-clm", by_byte)
+        assert by_byte.decode(of_file[0]["input_ids"]) == " the cat \n sat \n"
+        assert of_file[0] == of_hub[0]
+
+    def test_a_length_and_a_text_without_a_token_to_predict(self, by_byte: Any, tokenizer: Any) -> None:
+        with pytest.raises(ValueError, match="max_length=1 leaves no token to predict; use at least 2"):
+            encode(["the cat"], "wikitext-2-clm", by_byte, TextFormat(1))
+        with pytest.raises(ValueError, match="one token of text leaves none to predict"):
+            encode(["the"], "wikitext-2-clm", tokenizer)
+
+
 def test_models_without_token_types_get_none(tokenizer: Any) -> None:
     plain = copy.deepcopy(tokenizer)
     plain.model_input_names = ["input_ids", "attention_mask"]

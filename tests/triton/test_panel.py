@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsebert_kernels import ops
-from sparsebert_kernels.cuda import panel_forward, tile_rule
+from sparsebert_kernels.cuda import tile_configs, tile_rule
 from sparsebert_kernels.cuda.tile_rule import Configuration
 from sparsebert_kernels.formats import PanelSparse
 from sparsebert_kernels.formats.panel import GROUP_COLUMNS, PANEL_ROWS, join
@@ -169,7 +169,6 @@ class TestNeighbouringPanels:
         N: int,
         dtype: torch.dtype,
         device: torch.device,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         problem = PanelProblem(M=70, N=N, K=200, h=h, g=8, dtype=dtype, residual=True)
         packed, x = problem.packed(device), problem.x().to(device)
@@ -178,18 +177,15 @@ class TestNeighbouringPanels:
         assert residual is not None
         answers = []
         for count in (1, neighbours):
-            config = Configuration(64, 8, 4, 2, count)
-            monkeypatch.setattr(panel_forward, "configuration", lambda shape, device, c=config: c)
-            answers.append(ops.block_sparse_linear(x, packed, bias.to(device), "gelu", residual.to(device)))
+            with tile_configs.forced(Configuration(64, 8, 4, 2, count)):
+                y = ops.block_sparse_linear(x, packed, bias.to(device), "gelu", residual.to(device))
+            answers.append(y)
         assert torch.equal(*answers)
 
-    def test_of_a_weight_that_keeps_nothing(
-        self, device: torch.device, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_of_a_weight_that_keeps_nothing(self, device: torch.device) -> None:
         problem = PanelProblem(N=40, h=16, density=0)
-        config = Configuration(64, 8, 4, 2, 4)
-        monkeypatch.setattr(panel_forward, "configuration", lambda shape, device: config)
-        y = ops.block_sparse_linear(problem.x().to(device), problem.packed(device))
+        with tile_configs.forced(Configuration(64, 8, 4, 2, 4)):
+            y = ops.block_sparse_linear(problem.x().to(device), problem.packed(device))
         assert not y.any()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert_kernels import ops
-from sparsebert_kernels.cuda import backend
+from sparsebert_kernels.cuda import backend, panel_forward, tile_configs
+from sparsebert_kernels.cuda.tile_rule import Configuration
 from sparsebert_kernels.formats import PanelSparse
 from sparsebert_kernels.formats.transpose import transposed_index
 from tests.triton.panels import BF16, FP16, FP32, PanelProblem, leaf
@@ -305,6 +308,38 @@ class TestRepeatedCalls:
         ops.linear(torch.ones(1, 64, device=device), packed)
         alive = weakref.ref(packed)
         del packed
+        assert alive() is None
+
+    def test_launch_the_configuration_in_force(
+        self, packed: PanelSparse, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        launched: list[Configuration] = []
+        launch = panel_forward._launch
+
+        def recorded(*arguments: Any) -> None:
+            launched.append(arguments[6])
+            launch(*arguments)
+
+        monkeypatch.setattr(panel_forward, "_launch", recorded)
+        x = torch.ones(6, 64, device=device)
+        first, second = Configuration(64, 8, 4, 2), Configuration(128, 8, 4, 2)
+        for config in (first, first, second, second, first):
+            with tile_configs.forced(config):
+                ops.linear(x, packed)
+        ops.linear(x, packed.replace())
+        ops.linear(x, packed)
+        assert launched == [first, first, second, second, first, launched[-1], launched[-1]]
+
+    def test_leave_nothing_in_copies_and_hold_no_bias(
+        self, packed: PanelSparse, device: torch.device
+    ) -> None:
+        x, bias = torch.ones(6, 64, device=device), torch.zeros(32, device=device, requires_grad=True) * 2
+        answer, alive = ops.linear(x, packed, bias), weakref.ref(bias)
+        for other in (copy.deepcopy(packed), copy.copy(packed), pickle.loads(pickle.dumps(packed))):
+            assert other.quick_call is None
+            assert torch.equal(ops.linear(x, other, bias), answer)
+        assert packed.quick_call is not None
+        del answer, bias
         assert alive() is None
 
     def test_without_kernels_use_torch(self, device: torch.device) -> None:

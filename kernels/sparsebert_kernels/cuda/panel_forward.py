@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -186,17 +187,17 @@ def linear(
 class QuickCall:
     """``linear`` with one weight, for arguments that the kernel may read as they are.
 
-    It does not hold the weight, which holds it: memory of a GPU would otherwise wait for the garbage
-    collector.
+    It holds neither the weight, which holds it, nor a bias: memory of a GPU would otherwise wait for the
+    garbage collector, or for the next call.
     """
 
     def __init__(self, packed: PanelSparse) -> None:
         self._out_features, self._in_features = packed.shape
         self._dtype, self._device = packed.dtype, packed.device
         self._configurations: dict[tuple[int, str], Configuration] = {}
-        self._folder = tile_configs.FOLDER
+        self._state = tile_configs.state
         # The last bias that was looked at.
-        self._bias: Tensor | None = None
+        self._bias: Callable[[], Tensor | None] = lambda: None
         self._place_of_bias = 0
 
     def fits(
@@ -230,11 +231,11 @@ class QuickCall:
 
     def _reads_bias(self, bias: Tensor) -> bool:
         place = bias.data_ptr()
-        if bias is self._bias and place == self._place_of_bias:
+        if bias is self._bias() and place == self._place_of_bias:
             return True
         if not self._reads(bias, (self._out_features,)):
             return False
-        self._bias, self._place_of_bias = bias, place
+        self._bias, self._place_of_bias = weakref.ref(bias), place
         return True
 
     def _reads(self, tensor: Tensor, shape: tuple[int, ...]) -> bool:
@@ -252,8 +253,8 @@ class QuickCall:
         self, x: Tensor, packed: PanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None
     ) -> Tensor:
         """Return ``activation(x @ W.T + bias) + residual`` for arguments that fit."""
-        if self._folder is not tile_configs.FOLDER:
-            self._folder = tile_configs.FOLDER
+        if self._state is not tile_configs.state:
+            self._state = tile_configs.state
             self._configurations.clear()
         tokens = x.numel() // self._in_features
         precision = fp32_precision() if self._dtype is torch.float32 else "ieee"

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from .hardware import name_of, shared_memory
 from .tile_rule import Configuration, Shape, by_rule
 
 FOLDER = Path(__file__).parents[1] / "configs"
+# Another object whenever `configuration` may answer otherwise, for callers that keep its answers.
+state = object()
+_forced: Configuration | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,20 @@ class Limits:
 
 
 def configuration(shape: Shape, device: torch.device) -> Configuration:
-    """Return the configuration for ``shape`` on ``device``, see ``selected``."""
-    return selected(shape, name_of(device), shared_memory(device))
+    """Return the configuration for ``shape`` on ``device``, see ``selected``, or the one of ``forced``."""
+    return _forced or selected(shape, name_of(device), shared_memory(device))
+
+
+@contextmanager
+def forced(config: Configuration) -> Iterator[None]:
+    """Launch the panel kernels with this configuration, whatever the shape."""
+    global _forced, state
+    before = _forced
+    _forced, state = config, object()
+    try:
+        yield
+    finally:
+        _forced, state = before, object()
 
 
 def selected(shape: Shape, name: str, memory: int) -> Configuration:
@@ -132,8 +148,8 @@ def _distance(shape: Shape, other: Shape) -> float:
 
 def use_folder(folder: Path) -> None:
     """Read measured configurations of this process from ``folder`` from now on."""
-    global FOLDER
-    FOLDER = folder
+    global FOLDER, state
+    FOLDER, state = folder, object()
     for cached in (_content, _read, _selected):
         cached.cache_clear()
 

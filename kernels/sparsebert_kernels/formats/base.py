@@ -102,6 +102,10 @@ class PackedWeight(abc.ABC):
         """Return the same structure over other tensors, e.g. trainable ``values``."""
         return type(self)(self.shape, {**self.tensors(), **tensors}, self.geometry())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies and pickles what the kernels keep for later calls."""
+        return {name: value for name, value in self.__dict__.items() if name != "quick_call"}
+
     def __repr__(self) -> str:
         rows, columns = self.shape
         return f"{type(self).__name__}({rows}x{columns}, {self.dtype}, {self.nbytes} bytes)"
