@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def arena_figure(rows: Sequence[Record]) -> Figure:
     axes.margins(x=0.15, y=0.12)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"ms for a batch of {rows[0]['workload']['batch']}")
-    axes.set_ylabel(_quality_name(rows[0]))
+    axes.set_ylabel(textwrap.fill(_quality_name(rows[0]), 60))
     environment = machine_text(rows[0]["environment"])
     axes.set_title(f"{workload_title(rows[0]['workload'])}\n{environment}", fontsize=8, loc="left")
     axes.legend(frameon=False, fontsize=8)
