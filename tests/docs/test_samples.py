@@ -37,7 +37,7 @@ MORE = {
     "arena": ["--budget", "0", "--vs", "onednn", "--batch", "4"],
     "optimize": ["--budget", "0", "--batch", "4", "--granularities", "none"],
     "heal": ["--minutes", "0.02"],
-    "bench": ["--budget", "0.05", "--no-memory", "--vs", "onednn,eager", "--batch", "2", "--seq", "16"],
+    "bench": ["--budget", "0.05", "--no-memory", "--batch", "2", "--seq", "16"],
 }
 MORE_OF_METHOD = {
     "--speedup": ["--speedup", "0.5"],  # a tiny model gains nothing
@@ -113,6 +113,8 @@ def _run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         if words[0] != "convert" and {"--task", "--tasks"} & set(words):
             words += DATA
         words += MORE.get(words[0], [])
+        if words[0] == "bench" and "--profile" not in words:  # a profile has no baselines
+            words += ["--vs", "onednn,eager"]
         words += next(
             (more for method, more in MORE_OF_METHOD.items() if method in words and words[0] != "convert"), []
         )
