@@ -74,9 +74,9 @@ class _EagerLinear(_Function):
         residual: Tensor | None,
         constant: tuple[Any, ...],
     ) -> Tensor:
-        ctx.save_for_backward(x, values, bias)
-        ctx.constant = constant
         packed, _, activation, quick = constant
+        ctx.save_for_backward(_saved_input(x, activation, ctx.needs_input_grad[1]), values, bias)
+        ctx.constant = constant
         if quick is not None:
             return quick(x, packed, bias, activation, residual)
         return dispatch.compute(x, packed, bias, activation, residual)
@@ -86,9 +86,14 @@ class _EagerLinear(_Function):
         x, values, bias = ctx.saved_tensors
         packed, transposed, activation, _ = ctx.constant
         needs_x, needs_values, needs_bias, needs_residual, _ = ctx.needs_input_grad
-        weight = values, _index(packed), transposed, packed.name, _geometry(packed)
+        weight = values, _index(packed), transposed, packed.name, _geometry(packed), packed.shape[1]
         gradients = _gradients(gradient, x, weight, bias, activation, (needs_x, needs_values, needs_bias))
         return *gradients, gradient if needs_residual else None, None
+
+
+def _saved_input(x: Tensor, activation: str, needs_values: bool) -> Tensor | None:
+    """Return x if the backward pass reads it: for the gradient of the values, or to recompute y."""
+    return x if needs_values or activation != "none" else None
 
 
 def _index(packed: PackedWeight) -> list[Tensor]:
@@ -193,8 +198,10 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, index, bias, transposed, format, geometry, out_features, activation, residual = inputs
-    ctx.save_for_backward(x, values, *index, *transposed, *([] if bias is None else [bias]))
-    ctx.sizes = len(index), len(transposed)
+    # Here ``needs_input_grad`` has an entry for each tensor of a list, behind those of x and values.
+    saved = _saved_input(x, activation, ctx.needs_input_grad[1])
+    ctx.save_for_backward(saved, values, *index, *transposed, *([] if bias is None else [bias]))
+    ctx.sizes, ctx.in_features = (len(index), len(transposed)), x.shape[-1]
     ctx.has_bias, ctx.format, ctx.geometry = bias is not None, format, geometry
     ctx.out_features, ctx.activation = out_features, activation
     ctx.has_residual = residual is not None
@@ -206,7 +213,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     index, transposed = rest[:n_index], rest[n_index : n_index + n_transposed]
     bias = rest[-1] if ctx.has_bias else None
     needs_x, needs_values, _, needs_bias, *_ = ctx.needs_input_grad
-    weight = values, index, transposed, ctx.format, ctx.geometry
+    weight = values, index, transposed, ctx.format, ctx.geometry, ctx.in_features
     dx, dvalues, dbias = _gradients(
         gradient, x, weight, bias, ctx.activation, (needs_x, needs_values, needs_bias)
     )
@@ -227,7 +234,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 def _gradients(
     gradient: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     weight: tuple[Any, ...],
     bias: Tensor | None,
     activation: str,
@@ -237,13 +244,16 @@ def _gradients(
 
     Args:
         gradient: dL/dy [..., out].
-        x: [..., in].
-        weight: Values, index, transposed index, format and geometry, as the operator takes them.
+        x: [..., in], or None; see ``_saved_input``.
+        weight: Values, index, transposed index, format and geometry, as the operator takes them, and the
+            number of columns.
         bias: [out] or None.
         activation: The activation of y.
         needs: Whether x, values and bias need one.
     """
-    values, index, transposed, format, geometry = weight
+    values, index, transposed, format, geometry, in_features = weight
+    if x is None:  # the operator reads its shape alone
+        x = gradient.new_empty(1).expand(*gradient.shape[:-1], in_features)
     if activation != "none":
         # Recomputed, not saved: the pre-activation is the widest tensor of a transformer layer.
         out_features = gradient.shape[-1]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsebert_kernels import bounded_rows, formats, ops
+from sparsebert_kernels import bounded_rows, formats, linear_operator, ops
 from sparsebert_kernels.masked import masked_linear, pack_mask
 from tests.ops.problem import Problem
 from tests.ops.special_tensors import SPECIAL
@@ -87,6 +87,45 @@ class TestRequestsOfRandomLengths:
         assert len(set(sizes)) == 51
         assert all(rows <= size for rows, size in enumerate(sizes, 1))
         assert all(size <= rows + max(3, rows // 8) for rows, size in enumerate(sizes, 1))
+
+
+@pytest.mark.parametrize("call", [linear_operator.call_eagerly, linear_operator.call])
+@pytest.mark.parametrize("name", formats.ANY_MASK)
+class TestUntilTheBackwardPass:
+    """Like ``nn.Linear``, a layer keeps its input only if the backward pass reads it."""
+
+    def saved(self, y: Callable[[], Tensor]) -> tuple[Tensor, set[int]]:
+        addresses: set[int] = set()
+
+        def note(tensor: Tensor) -> Tensor:
+            addresses.add(0 if tensor.is_mkldnn else tensor.data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            return y(), addresses
+
+    def test_frozen_values_keep_no_input(self, name: str, call: Callable[..., Tensor]) -> None:
+        problem = Problem(format=name)
+        packed, bias = problem.packed(), problem.bias_vector().requires_grad_()
+        leaf, residual = problem.x().requires_grad_(), torch.randn(problem.M, problem.N).requires_grad_()
+        x = leaf + 0
+        y, addresses = self.saved(lambda: call(x, packed, bias, (), "none", residual))
+        assert x.data_ptr() not in addresses
+        with torch.no_grad():
+            x.zero_()  # an error if it had been saved
+        upstream = problem.gradient()
+        dx, dbias, dresidual = torch.autograd.grad(y, (leaf, bias, residual), upstream)
+        torch.testing.assert_close(dx, upstream @ packed.to_dense())
+        torch.testing.assert_close(dbias, upstream.sum(0))
+        assert torch.equal(dresidual, upstream)
+
+    def test_other_layers_keep_it(self, name: str, call: Callable[..., Tensor]) -> None:
+        problem = Problem(format=name)
+        packed, x = problem.packed(), problem.x().requires_grad_()
+        assert x.data_ptr() in self.saved(lambda: call(x, packed, None, (), "gelu", None))[1]
+        if isinstance(packed, ops.TRAINABLE):
+            trainable = packed.replace(values=packed.values.clone().requires_grad_())
+            assert x.data_ptr() in self.saved(lambda: call(x, trainable, None, (), "none", None))[1]
 
 
 class TestHalfPrecisionWithStrides:
