@@ -1,7 +1,8 @@
 """A linear layer under a mask, for ticket training and score training.
 
 The mask is packed, one bit per weight. On a GPU it is applied while the weight is read, without a masked
-copy. Masked weights are deselected, not multiplied, so NaN or inf there does no harm.
+copy if the weight's sizes are multiples of 16. Masked weights are deselected, not multiplied, so NaN or inf
+there does no harm.
 
     y = x @ W'.T + bias,   W' = where(mask, W, 0),   G = dL/dW' = dL/dy.T @ x
 
@@ -73,7 +74,11 @@ def masked_linear(
 ) -> Tensor:
     """Return ``x @ where(mask, weight, 0).T + bias``.
 
-    Sums are float32 and added in a fixed order; float32 products are exact unless torch is set to allow TF32.
+    The kernels of a GPU sum in float32, in a fixed order; float32 products are exact unless torch is set to
+    allow TF32. Elsewhere, and for y and dL/dx of a weight whose sizes are not multiples of 16, torch
+    multiplies a masked copy and sums as its settings allow: on a GPU, partial sums of half precision are
+    rounded to it by default (``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction``).
+
     Under autocast only x is cast, so that the weight needs no copy. The gradient of the scores reads every
     weight, so a NaN or inf weight has a NaN or inf score gradient; nothing else reads a masked weight.
 

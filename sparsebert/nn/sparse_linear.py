@@ -285,9 +285,12 @@ class SparseLinear(nn.Module):
         CUDA graph cannot capture. It takes 1 to 2 % of the bytes of the weight. A compiled layer has it if an
         eager call came first.
         """
-        if self.trainable or not torch.is_grad_enabled() or self._format is not PanelSparse:
-            return
-        if "transposed_0" not in self._buffers and backend.covers(self._format.name, x.device):
+        if (
+            not self.trainable
+            and torch.is_grad_enabled()
+            and self._format is PanelSparse
+            and backend.covers(self._format.name, x.device)
+        ):
             self._register_transposed(transposed_index(self.packed))  # type: ignore[arg-type]
 
     def _register_transposed(self, index: Sequence[Tensor]) -> None:

@@ -8,10 +8,10 @@ make the pipeline stage 32 KB of mask per step. The weight may be wider than x (
 rounded to the dtype of x after the selection, also in registers.
 
 N and K must be multiples of 16 (``suits``): other rows would be loaded value by value, which spills
-registers. torch multiplies a masked copy of such a weight instead.
+registers. torch multiplies a masked copy of such a weight instead, and adds up as its settings allow.
 
 The product is computed as (W @ x.T).T, so that the masked tile is the left operand: tensor cores can read it
-from registers, and it never returns to shared memory. Sums are float32 and added in a fixed order.
+from registers, and it never returns to shared memory. The kernels' sums are float32, in a fixed order.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ class QuickCall:
         self._state = tile_configs.state
         # The last bias that was looked at.
         self._bias: Callable[[], Tensor | None] = lambda: None
-        self._place_of_bias = 0
+        self._bias_address = 0
 
     def fits(
         self, x: Tensor, packed: PanelSparse, bias: Tensor | None, activation: str, residual: Tensor | None
@@ -230,12 +230,12 @@ class QuickCall:
         )
 
     def _reads_bias(self, bias: Tensor) -> bool:
-        place = bias.data_ptr()
-        if bias is self._bias() and place == self._place_of_bias:
+        address = bias.data_ptr()
+        if bias is self._bias() and address == self._bias_address:
             return True
         if not self._reads(bias, (self._out_features,)):
             return False
-        self._bias, self._place_of_bias = weakref.ref(bias), place
+        self._bias, self._bias_address = weakref.ref(bias), address
         return True
 
     def _reads(self, tensor: Tensor, shape: tuple[int, ...]) -> bool:
@@ -258,7 +258,7 @@ class QuickCall:
             self._configurations.clear()
         tokens = x.numel() // self._in_features
         precision = fp32_precision() if self._dtype is torch.float32 else "ieee"
-        key = (tokens - 1).bit_length(), precision
+        key = (tokens - 1).bit_length(), precision  # of the power of two for which `selected` answers
         config = self._configurations.get(key)
         if config is None:
             config = self._configurations[key] = _configuration(tokens, packed, precision)
@@ -270,8 +270,7 @@ class QuickCall:
 def _configuration(tokens: int, packed: PanelSparse, precision: str) -> Configuration:
     dtype = "tensorfloat32" if precision == "tf32" else dtype_name(packed.dtype)
     height, group, tiles = packed.panel_rows, packed.group_columns, packed.values.shape[0]
-    bucket = 2 ** (tokens - 1).bit_length()
-    return configuration(Shape(KERNEL, height, group, bucket, packed.panels, tiles, dtype), packed.device)
+    return configuration(Shape(KERNEL, height, group, tokens, packed.panels, tiles, dtype), packed.device)
 
 
 def _launch(
