@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparsebert import fuse_, prune
 from sparsebert.nn.packed_layers import on_cpu
@@ -101,3 +102,22 @@ def answers(model: Any, mask: Tensor | None, **others: Any) -> Tensor:
 def exact(model: Any, mask: Tensor | None) -> Tensor:
     """The answers in float64 of the model as it is, unfused."""
     return answers(copy.deepcopy(model).double(), mask)
+
+
+def same(answer: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(answer, expected, rtol=1e-5, atol=1e-5)
+
+
+def ragged(mask: Tensor = PADDED, spare: int = 0) -> dict[str, Any]:
+    """The inputs of a batch in one row, with spare tokens and an empty sequence behind."""
+    bounds = F.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+    bounds = torch.cat((bounds, bounds[-1:]))
+    row = F.pad(inputs(mask)["input_ids"][mask], (0, spare), value=7)[None]
+    length = int(mask.sum(1).max())
+    return {
+        "input_ids": row,
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": length,
+        "max_length_k": length,
+    }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import warnings
 import weakref
 from pathlib import Path
@@ -14,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparsebert import compact_, densify_, fuse_, plan, prune, sparsify_, unfuse_
 from sparsebert.nn import packed_layers, packed_model
 from sparsebert.nn.joined_linears import JOINED
 from sparsebert.nn.packed_model import without_waiting
 from sparsebert_kernels import ops
+from tests.copies import copies_of
 from tests.fuse.models import make
 from tests.fuse.packed_models import (
     MARKS,
@@ -35,31 +33,14 @@ from tests.fuse.packed_models import (
     fused,
     inputs,
     made,
+    ragged,
+    same,
     wide,
 )
 from tests.nn.replicas import replica
 
 __all__ = ["as_on_a_gpu"]
 pytestmark = MARKS
-
-
-def same(answer: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(answer, expected, rtol=1e-5, atol=1e-5)
-
-
-def ragged(mask: Tensor = PADDED, spare: int = 0) -> dict[str, Any]:
-    """The inputs of a batch in one row, with spare tokens and an empty sequence behind."""
-    bounds = F.pad(mask.sum(1).cumsum(0), (1, 0)).int()
-    bounds = torch.cat((bounds, bounds[-1:]))
-    row = F.pad(inputs(mask)["input_ids"][mask], (0, spare), value=7)[None]
-    length = int(mask.sum(1).max())
-    return {
-        "input_ids": row,
-        "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": length,
-        "max_length_k": length,
-    }
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -298,14 +279,7 @@ class TestChanges:
         model = wide()
         sparsify_(model, blocks(model), format="panel")
         expected = answers(model, PADDED)
-        buffer = io.BytesIO()
-        torch.save(model, buffer)
-        buffer.seek(0)
-        for other in (
-            copy.deepcopy(model),
-            pickle.loads(pickle.dumps(model)),
-            torch.load(buffer, weights_only=False),
-        ):
+        for other in copies_of(model):
             assert all(layer.joined.joined for layer in other.encoder._packed.layers)
             assert same(answers(other, PADDED), expected)
         model.bfloat16()

@@ -20,9 +20,10 @@ from tests.fuse.packed_models import (
     fused,
     inputs,
     made,
+    ragged,
+    same,
     wide,
 )
-from tests.fuse.test_packed import ragged, same
 
 __all__ = ["as_on_a_gpu"]
 pytestmark = MARKS

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from torch import nn
 
 from sparsebert import densify_, fuse_, prune, sparsify_, unfuse_
+from tests.copies import copies_of
 from tests.fuse.models import KINDS, MARKS, answers, close, make
 from tests.sparsify.models import build
 
@@ -42,14 +40,7 @@ def test_copies_and_pickles_are_fused_too(name: str, sparse: bool) -> None:
     if sparse:
         sparsify_(model, prune(model, sparsity=0.7))
     expected = answers(fuse_(model))
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for copied in (
-        copy.deepcopy(model),
-        pickle.loads(pickle.dumps(model)),
-        torch.load(buffer, weights_only=False),
-    ):
+    for copied in copies_of(model):
         assert type(copied) is type(model)
         assert torch.equal(answers(copied), expected)
         assert torch.equal(answers(model), expected)

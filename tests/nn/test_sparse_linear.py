@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 import threading
 import weakref
 from typing import Any
@@ -14,34 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert_kernels import formats
+from tests.copies import copies_of
 from tests.nn.replicas import replica
-
-FORMATS = sorted(formats.ANY_MASK)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3, torch.float64: 1e-12}
-
-
-def layer_and_mask(
-    out_features: int = 24, in_features: int = 40, density: float = 0.3, bias: bool = True, height: int = 1
-) -> tuple[nn.Linear, Tensor]:
-    """A dense layer and a mask of height x 1 vectors."""
-    mask = (torch.rand(-(-out_features // height), in_features) < density).repeat_interleave(height, 0)
-    return nn.Linear(in_features, out_features, bias=bias), mask[:out_features]
-
-
-def masked(linear: nn.Linear, mask: Tensor, x: Tensor) -> Tensor:
-    """Return the expected answer of the layer, in float64."""
-    weight = torch.where(mask, linear.weight, 0).double()
-    bias = None if linear.bias is None else linear.bias.double()
-    return nn.functional.linear(x.double(), weight, bias)
-
-
-def assert_answers(layer: nn.Module, linear: nn.Linear, mask: Tensor, x: Tensor) -> None:
-    answer, expected = layer(x), masked(linear, mask, x)
-    assert answer.shape == expected.shape
-    assert answer.dtype == x.dtype
-    torch.testing.assert_close(answer.double(), expected, rtol=TOLERANCE[x.dtype], atol=TOLERANCE[x.dtype])
+from tests.nn.sparse_layers import DTYPES, FORMATS, assert_answers, layer_and_mask, masked
 
 
 class TestAnswers:
@@ -332,14 +304,7 @@ class TestCopies:
         layer = SparseLinear.from_linear(linear, mask, format)
         x = torch.randn(3, 40)
         expected = layer(x).detach()
-        file = io.BytesIO()
-        torch.save(layer, file)
-        file.seek(0)
-        for twin in (
-            copy.deepcopy(layer),
-            pickle.loads(pickle.dumps(layer)),
-            torch.load(file, weights_only=False),
-        ):
+        for twin in copies_of(layer):
             assert torch.equal(twin(x), expected)
             with torch.no_grad():
                 twin.bias.zero_()
@@ -385,134 +350,3 @@ class TestCopies:
 def test_a_replica_of_data_parallel_answers_alike(trainable: bool) -> None:
     layer, x = SparseLinear.from_linear(*layer_and_mask(), trainable=trainable), torch.randn(3, 40)
     assert torch.equal(replica(layer)(x), layer(x))
-
-
-class TestTraining:
-    @pytest.mark.parametrize(("format", "height"), [("element", 1), ("vector", 4)])
-    def test_gives_the_gradients_of_the_masked_dense_layer(self, format: str, height: int) -> None:
-        linear, mask = layer_and_mask(height=height)
-        layer = SparseLinear.from_linear(linear, mask, format, trainable=True)
-        x, target = torch.randn(2, 5, 40, requires_grad=True), torch.randn(2, 5, 24)
-        (layer(x) * target).sum().backward()
-        own_x, own_bias = x.grad, layer.bias.grad
-        own_weight = layer.packed.replace(values=layer.values.grad).to_dense()
-
-        x.grad = linear.bias.grad = None
-        weight = torch.where(mask, linear.weight.detach(), 0).requires_grad_()
-        (nn.functional.linear(x, weight, linear.bias) * target).sum().backward()
-        torch.testing.assert_close(own_x, x.grad)
-        torch.testing.assert_close(own_weight, weight.grad * mask)
-        torch.testing.assert_close(own_bias, linear.bias.grad)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize(("format", "height"), [("element", 1), ("vector", 2)])
-    def test_learns_within_the_mask(self, format: str, height: int, dtype: torch.dtype) -> None:
-        linear, mask = layer_and_mask(height=height)
-        options = {} if format == "element" else {"vector_rows": height}
-        layer = SparseLinear.from_linear(linear.to(dtype), mask, format, trainable=True, **options)
-        target = torch.where(mask, torch.randn(24, 40), 0).to(dtype)
-        optimizer = torch.optim.Adam(layer.parameters(), lr=0.03)
-        x = torch.randn(256, 40, dtype=dtype)
-        losses = []
-        for _ in range(60):
-            loss = (layer(x) - x @ target.t()).float().square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] < 0.1 * losses[0]
-        assert not layer.weight[~mask].any()
-
-    def test_is_possible_through_the_dense_weight_as_well(self) -> None:
-        layer = SparseLinear.from_linear(*layer_and_mask(), trainable=True)
-        layer.weight.square().sum().backward()
-        grown = layer.packed.replace(values=layer.values.grad).to_dense()
-        torch.testing.assert_close(grown, 2 * layer.weight.detach())
-
-    @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-    def test_goes_on_after_a_change_of_dtype(self, dtype: torch.dtype) -> None:
-        linear, mask = layer_and_mask()
-        layer = SparseLinear.from_linear(linear, mask, trainable=True)
-        layer(torch.randn(3, 40)).sum().backward()
-        gradient = layer.packed.replace(values=layer.values.grad).to_dense()
-        values = layer.values
-        layer.to(dtype)
-        assert layer.values is values
-        assert_answers(layer, linear.to(dtype), mask, torch.randn(3, 40, dtype=dtype))
-        kept = layer.packed.replace(values=layer.values.grad).to_dense()
-        torch.testing.assert_close(kept.float(), gradient, rtol=0.01, atol=0.01)
-        layer(torch.randn(3, 40, dtype=dtype)).sum().backward()
-        assert values.grad.isfinite().all()
-
-    @pytest.mark.parametrize("format", ["dense", "compact", "csr"])
-    def test_is_refused_in_other_formats(self, format: str) -> None:
-        with pytest.raises(ValueError, match="these can: element, vector"):
-            SparseLinear.from_linear(*layer_and_mask(), format, trainable=True)
-
-    def test_is_refused_where_vectors_hold_pruned_weights(self) -> None:
-        with pytest.raises(ValueError, match="does not consist of whole vectors"):
-            SparseLinear.from_linear(*layer_and_mask(), "vector", trainable=True)
-
-    def test_is_refused_in_float64(self) -> None:
-        linear, mask = layer_and_mask()
-        with pytest.raises(ValueError, match="got float64: convert the model first"):
-            SparseLinear.from_linear(linear.double(), mask, trainable=True)
-
-
-class TestCompilers:
-    @pytest.mark.parametrize("format", FORMATS)
-    def test_compile_without_a_graph_break(self, format: str) -> None:
-        linear, mask = layer_and_mask()
-        layer = SparseLinear.from_linear(linear, mask, format)
-        torch._dynamo.reset()
-        compiled: Any = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        for tokens in (3, 5):
-            assert_answers(compiled, linear, mask, torch.randn(tokens, 40))
-
-    def test_compile_the_backward_pass(self) -> None:
-        linear, mask = layer_and_mask()
-        layer = SparseLinear.from_linear(linear, mask, trainable=True)
-        x = torch.randn(3, 40)
-        layer(x).square().sum().backward()
-        expected, layer.values.grad = layer.values.grad, None
-        torch._dynamo.reset()
-        torch.compile(layer, fullgraph=True, backend="aot_eager")(x).square().sum().backward()
-        torch.testing.assert_close(layer.values.grad, expected)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("format", FORMATS)
-    def test_compile_with_inductor(self, format: str) -> None:
-        linear, mask = layer_and_mask()
-        layer = SparseLinear.from_linear(linear, mask, format)
-        torch._dynamo.reset()
-        compiled: Any = torch.compile(layer, fullgraph=True)
-        assert_answers(compiled, linear, mask, torch.randn(3, 40))
-
-    @pytest.mark.parametrize("format", FORMATS)
-    def test_export(self, format: str) -> None:
-        linear, mask = layer_and_mask()
-        layer = SparseLinear.from_linear(linear, mask, format)
-        tokens = torch.export.Dim("tokens", min=2, max=64)
-        program = torch.export.export(
-            layer, (torch.randn(3, 40),), dynamic_shapes=({0: tokens},), strict=False
-        )
-        assert_answers(program.module(), linear, mask, torch.randn(7, 40))
-
-    @pytest.mark.parametrize("format", ["element", "vector"])
-    def test_export_to_a_file(self, format: str) -> None:
-        linear, mask = layer_and_mask()
-        program = torch.export.export(SparseLinear.from_linear(linear, mask, format), (torch.randn(3, 40),))
-        file = io.BytesIO()
-        torch.export.save(program, file)
-        file.seek(0)
-        assert_answers(torch.export.load(file).module(), linear, mask, torch.randn(3, 40))
-
-    @pytest.mark.parametrize("format", FORMATS)
-    def test_autocast(self, format: str) -> None:
-        linear, mask = layer_and_mask()
-        layer = SparseLinear.from_linear(linear, mask, format)
-        x = torch.randn(3, 40)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            answer = layer(x)
-        assert answer.dtype == torch.bfloat16
-        torch.testing.assert_close(answer.double(), masked(linear, mask, x), rtol=3e-2, atol=3e-2)
