@@ -14,10 +14,10 @@ from sparsebert.cost.precision import require_tolerance
 from sparsebert.hf.attach_quantizer import attach_quantizer_, recorded_option
 from sparsebert.linear_layers import require_filter
 from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.planning.layer_planner import plan_layers
 from sparsebert.planning.plan import Plan
 from sparsebert.planning.planner import (
     check_options,
-    plan_layers,
     plans_for_engines,
     require_measure,
     shared_inputs_of,

@@ -16,11 +16,11 @@ from sparsebert.hf.attach_quantizer import attach_quantizer_
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.module_swap import move_hooks, replace_module
 from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.planning.layer_planner import plan_layers
 from sparsebert.planning.plan import Plan
 from sparsebert.planning.planner import (
     check_options,
     fused_activations,
-    plan_layers,
     plans_for_engines,
     require_measure,
     shared_inputs_of,

@@ -50,11 +50,10 @@ from sparsebert.nn.sparse_linear import SparseLinear, as_stored
 from sparsebert.planning.after_compaction import CompactedTargets
 from sparsebert.planning.engine_choice import decide_encoder, why_not_fusible
 from sparsebert.planning.install import install_, settle_
+from sparsebert.planning.layer_planner import describe_machine, plan_layers
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.planner import (
-    describe_machine,
     fused_activations,
-    plan_layers,
     plans_for_engines,
     shared_inputs_of,
 )

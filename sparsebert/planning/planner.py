@@ -1,42 +1,33 @@
-"""The planner: choose the packed format of each layer with the device's cost model and by timing."""
+"""The plan of a model: the formats of its layers, after compaction, and the way in which its encoder runs."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsebert.bert import activation_name, is_bert_like, require_module, resolve, structure
 from sparsebert.cost import gpu_roofline
-from sparsebert.cost.candidates import GPU_FORMATS, format_candidates
-from sparsebert.cost.cpu_cost import BUILT_IN_COSTS, runnable
+from sparsebert.cost.candidates import format_candidates
 from sparsebert.cost.default_tokens import default_tokens, on_gpu
 from sparsebert.cost.engine_cost import seconds_in_layout
-from sparsebert.cost.precision import LOWER_PRECISIONS, below_tolerance, lower_precisions, require_tolerance
+from sparsebert.cost.precision import require_tolerance
 from sparsebert.linear_layers import Filter
 from sparsebert.nn.sparse_linear import SparseLinear
-from sparsebert.planning.layer_decision import LayerDecision
-from sparsebert.planning.layer_timing import fastest_candidate
+from sparsebert.planning.layer_planner import describe_machine, lacking_precisions, plan_layers
 from sparsebert.planning.plan import LayerPlan, Plan
 from sparsebert.planning.target_layers import TargetLayer
 from sparsebert.tickets.ticket import Ticket
-from sparsebert_kernels import cpu, cuda, formats
+from sparsebert_kernels import formats
 from sparsebert_kernels.errors import unknown
 from sparsebert_kernels.formats import RowPanelSparse
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from sparsebert.planning.engine_choice import OtherPlans
-
-# A plan stops timing once timings that a busy machine spoilt took this long.
-MAX_BUSY_SECONDS = 2.0
 
 
 def plan(
@@ -68,8 +59,8 @@ def plan(
         model: The model; it is only read. For a model that is sparse or fused already, the plan of its sparse
             layers and of its encoder is returned, and no options apply.
         ticket: The masks; without one, the zeros in the weights.
-        tokens: Rows of x (batch times sequence length) in a call of a layer; by default 4096 on a
-            GPU and 128 on a CPU.
+        tokens: Rows of x (batch times sequence length) in a call of a layer; by default 4096 on a GPU and 128
+            on a CPU.
         format: "auto", or the one format to use for every layer.
         measure: Measure costs and time the choices on this machine.
         filter: ``filter(name, linear) -> bool`` selects the layers to plan.
@@ -242,7 +233,7 @@ def carried_plan(model: nn.Module) -> Plan:
     heading = _heading(entries[0].tokens, is_default=False) if entries and on_gpu(model) else ""
     carried = Plan(entries, "", compaction_note(model), carried_encoder_plan(model), heading)
     weights = (torch.empty(0, dtype=each.dtype, device=each.device) for each in sparse)
-    lacking = _lacking(weights, carried.tolerance)
+    lacking = lacking_precisions(weights, carried.tolerance)
     advice = "; sparsebert.replan_(model) times the formats here"
     modelled = any(layer.decided_by == "cost model" and not layer.busy for layer in entries)
     machine = f"as converted; here: {describe_machine()}{lacking}{advice if modelled else ''}"
@@ -270,59 +261,6 @@ def require_measure(measure: Any) -> None:
         raise ValueError(f"measure must be True or False, got {measure!r}")
 
 
-def plan_layers(
-    layers: Iterable[TargetLayer],
-    *,
-    tokens: int,
-    format: str,
-    measure: bool,
-    trainable: bool,
-    shared_inputs: Iterable[Sequence[str]] = (),
-    target: gpu_roofline.Device | None = None,
-    quick: bool = False,
-    tolerance: str = "fp32",
-    activations: Mapping[str, str] = MappingProxyType({}),
-) -> Plan:
-    """Plan the target layers; arguments as for ``plan``.
-
-    Args:
-        shared_inputs: Keys of the layers that read one x and may run as one call, group by group.
-        target: Figures of a GPU to plan for, instead of the layers' device.
-        quick: Without ``measure``: let a CPU's costs be measured if that takes no more than half a second.
-        tolerance: The lowest precision in which layers may compute.
-        activations: Keys of layers -> activations that a GPU's kernels apply, see ``fused_activations``.
-    """
-    measure = measure and format == "auto" and target is None
-    decisions: list[LayerDecision] = []
-    entries: list[LayerPlan | LayerDecision] = []
-    for layer in layers:
-        if not trainable and (reason := _why_unpacked(layer.linear.weight, format, target)):
-            entries.append(_unpacked(layer, tokens, reason))
-            continue
-        decision = _first_choice(
-            layer, tokens, format, measure, trainable, target, quick, tolerance, activations
-        )
-        decisions.append(decision)
-        entries.append(decision)
-    by_key = {decision.layer.key: decision for decision in decisions}
-    for keys in shared_inputs:
-        _agree_on_blocks([by_key[key] for key in keys if key in by_key])
-    open_decisions = [each for each in decisions if each.work != each.dense and each.predicted(each.work)]
-    if measure:
-        _settle_by_timing(open_decisions, tokens, trainable)
-    elif format == "auto":
-        for decision in open_decisions:
-            decision.settle_by_costs(trainable)
-    plans = (
-        entry.layer_plan(tokens, tolerance) if isinstance(entry, LayerDecision) else entry
-        for entry in entries
-    )
-    machine = _describe(decisions, measure, target)
-    if target is None:
-        machine += _lacking((each.layer.linear.weight for each in decisions), tolerance)
-    return Plan(tuple(plans), machine)
-
-
 def shared_inputs_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """Return the keys of the query, key and value of each attention; () for a model of unknown structure."""
     return structure(model).shared_inputs if is_bert_like(model) else ()
@@ -334,147 +272,3 @@ def fused_activations(model: nn.Module) -> dict[str, str]:
         return {}
     names = {key: activation_name(resolve(model, path)) for key, path in structure(model).activations.items()}
     return {key: name for key, name in names.items() if name is not None}
-
-
-def describe_machine() -> str:
-    """Return the CPU's instruction set and the number of threads as text."""
-    native = cpu.instruction_set() if cpu.available() else f"no native library ({cpu.why_unavailable()})"
-    threads = torch.get_num_threads()
-    return f"{native}, {threads} thread{'s' * (threads > 1)}"
-
-
-def _lacking(weights: Iterable[Tensor], tolerance: str) -> str:
-    """Return which precisions the caller allows in vain, since nothing computes in them here."""
-    allowed = {
-        (weight.dtype, precision)
-        for weight in weights
-        if weight.device.type == "cpu"
-        for precision in lower_precisions(weight.dtype, tolerance)
-    }
-    runs = {precision for dtype, precision in allowed if runnable(dtype, precision)}
-    missing = [each for each in LOWER_PRECISIONS if each in {precision for _, precision in allowed} - runs]
-    return f"; no kernels for {' or '.join(missing)} here" if missing else ""
-
-
-def _describe(decisions: list[LayerDecision], measure: bool, target: gpu_roofline.Device | None) -> str:
-    """Describe the machine that the plan's times hold for."""
-    gpus = {decision.device for decision in decisions if decision.device.type == "cuda"}
-    figures = [target] if target else [gpu_roofline.present(device) for device in gpus]
-    if not figures:
-        sources = sorted({each.choice.costs.source for each in decisions}) or [BUILT_IN_COSTS]
-        return f"{describe_machine()}, {'; '.join(sources)}"
-    names = "; ".join(f"{device.name}, {device.source}" for device in figures)
-    dtypes = sorted({str(each.layer.linear.weight.dtype).removeprefix("torch.") for each in decisions})
-    timed = "timed inside CUDA graphs" if measure else "modelled, not measured"
-    advice = "run the model in a CUDA graph if launching the kernels takes longer than running them"
-    return f"{', '.join(dtypes)} on {names}; {timed}: {advice}"
-
-
-def _why_unpacked(weight: Tensor, format: str, target: gpu_roofline.Device | None) -> str | None:
-    """Return the reason why a layer must stay a plain dense matrix; None if it can be packed."""
-    if weight.device.type == "cuda" or target:
-        obstacle = cuda.why_unavailable(weight.device) if target is None else None
-        if obstacle:
-            return f"no kernels here: {obstacle}"
-        if format != "auto" and format not in GPU_FORMATS:
-            return f"format {format!r} has no GPU kernels"
-    if weight.device.type not in ("cpu", "cuda"):
-        return f"no kernels for {weight.device.type}"
-    if weight.dtype == torch.float64:
-        return "float64 stays a plain matrix: packed formats do not store float64"
-    return None
-
-
-def _unpacked(layer: TargetLayer, tokens: int, reason: str) -> LayerPlan:
-    weight = layer.linear.weight
-    rows, columns = weight.shape
-    return LayerPlan(
-        key=layer.key,
-        shape=(rows, columns),
-        sparsity=1 - int(torch.count_nonzero(layer.mask)) / weight.numel(),
-        format="dense",
-        predicted_us=None,
-        measured_us=None,
-        dense_us=None,
-        nbytes=weight.nbytes,
-        dense_nbytes=layer.dense_nbytes,
-        reason=reason,
-        tokens=tokens,
-        removal_note=layer.removal_note,
-    )
-
-
-def _first_choice(
-    layer: TargetLayer,
-    tokens: int,
-    format: str,
-    measure: bool,
-    trainable: bool,
-    target: gpu_roofline.Device | None,
-    quick: bool,
-    tolerance: str,
-    activations: Mapping[str, str],
-) -> LayerDecision:
-    """Choose the candidate with the least predicted time."""
-    weight = layer.linear.weight
-    choice = format_candidates(
-        layer.mask,
-        weight.dtype,
-        target or weight.device,
-        tokens,
-        format=format,
-        trainable=trainable,
-        measure=measure,
-        quick=quick and format == "auto",
-        tolerance=tolerance,
-        activation=activations.get(layer.key, "none"),
-    )
-    if not choice.candidates and not trainable:
-        raise below_tolerance(format, "int8" if format in formats.INT8_FORMATS else "bf16")
-    if not choice.candidates:
-        raise ValueError(
-            f"format {format!r} cannot train {layer.name}: use 'element', which takes any mask, "
-            "or 'vector' or 'panel' with a mask of whole vectors or blocks"
-        )
-    return LayerDecision(layer, choice, choice.candidates[0], requested=format != "auto")
-
-
-def _agree_on_blocks(decisions: list[LayerDecision]) -> None:
-    """Give panel layers that read one x the block size with the least total time, for a joint call."""
-    if len({each.work.block for each in decisions}) < 2 or any(d.work.format != "panel" for d in decisions):
-        return
-    panels = [{w.block: w for w in each.choice.candidates if w.format == "panel"} for each in decisions]
-    common = set.intersection(*(set(works) for works in panels))
-
-    def cost(block: tuple[int, int] | None) -> tuple[float, int, int]:
-        works = [candidates[block] for candidates in panels]
-        seconds = [each.predicted(work) or 0.0 for each, work in zip(decisions, works, strict=True)]
-        return sum(seconds), sum(work.stored for work in works), -math.prod(block or ())
-
-    if common:
-        best = min(common, key=cost)
-        for decision, works in zip(decisions, panels, strict=True):
-            decision.work = works[best]
-
-
-def _settle_by_timing(decisions: list[LayerDecision], tokens: int, trainable: bool) -> None:
-    """Time the layer with the most stored weights of each class, and settle the whole class by its timing.
-
-    The cost model settles the remaining classes once the machine was too busy for ``MAX_BUSY_SECONDS``.
-    """
-    busy_seconds = 0.0
-    classes = defaultdict(list)
-    for decision in decisions:
-        classes[decision.timing_class()].append(decision)
-    for members in classes.values():
-        if busy_seconds > MAX_BUSY_SECONDS:
-            for decision in members:
-                decision.settle_untimed(trainable)
-            continue
-        densest = max(members, key=lambda decision: decision.work.stored)
-        start = time.perf_counter()
-        kind, timing = fastest_candidate(densest.layer, densest.choice, tokens)
-        if timing.busy:
-            busy_seconds += time.perf_counter() - start
-        for decision in members:
-            decision.settle_by_timing(kind, timing, trainable)

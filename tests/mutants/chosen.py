@@ -478,7 +478,7 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "off by one: rows of the least size go",
         ),
     ),
-    "sparsebert/planning/planner.py": (
+    "sparsebert/planning/layer_planner.py": (
         (
             "planner-shared-input-blocks",
             "_agree_on_blocks([by_key[key] for key in keys if key in by_key])",

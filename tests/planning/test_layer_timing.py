@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparsebert import plan
 from sparsebert.cost.candidates import format_candidates
-from sparsebert.planning import layer_timing, planner
+from sparsebert.planning import layer_planner, layer_timing
 from sparsebert.planning.layer_decision import LEAST_SPEEDUP
 from sparsebert.planning.layer_timing import MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
 from sparsebert_kernels import formats, ops
@@ -125,7 +125,7 @@ class TestMeasurement:
     ) -> None:
         count = timed(3.0)
         steady = layer_timing.paired
-        monkeypatch.setattr(planner, "MAX_BUSY_SECONDS", 0.0)
+        monkeypatch.setattr(layer_planner, "MAX_BUSY_SECONDS", 0.0)
         monkeypatch.setattr(layer_timing, "paired", lambda *sides: replace(steady(*sides), busy=True))
         made = plan(*model_with(*(random_mask(0.1, rows) for rows in (768, 384, 192))))
         assert len(count) == 1
