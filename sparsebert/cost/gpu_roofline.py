@@ -21,6 +21,7 @@ from sparsebert.cost.work import WorkEstimate
 from sparsebert_kernels.cuda import epilogue_cost, hardware, tile_configs
 from sparsebert_kernels.cuda.aot.targets import SCHEDULERS
 from sparsebert_kernels.cuda.tile_rule import Configuration, Shape
+from sparsebert_kernels.dtype_names import long_name
 from sparsebert_kernels.formats.base import TILE_COLUMNS
 
 # Panel height -> share of the tensor cores' rate that a product with as many columns can reach.
@@ -30,6 +31,7 @@ DENSE_TILES = {(128, 256): 1.0, (128, 128): 1.0, (256, 128): 1.0, (64, 128): 0.8
 # Products in plain fp32 run on the ordinary cores, where the Triton kernels reach this share of cuBLAS's
 # rate.
 FP32_SHARE = 0.5
+# Seconds of each wave of a dense kernel beside its products.
 WAVE_SECONDS = 0.35e-6
 # A program begins with four loads that wait for each other: order, start, columns, and the first tile. Each
 # neighbouring panel after the first needs three of them.
@@ -38,7 +40,8 @@ LOAD_SECONDS, FIRST_LOADS, LATER_LOADS = 0.35e-6, 4, 3
 PROLOGUE_INSTRUCTIONS, STEP_INSTRUCTIONS = 320, 99
 # Bytes that a multiprocessor takes from the L2 cache in a cycle while the others take little.
 L2_BYTES_PER_CYCLE = 64
-# What a multiprocessor of all supported GPUs has, and what the system takes of a program's shared memory.
+# Registers, warps and programs of a multiprocessor, threads of a warp, and bytes of shared memory that the
+# system reserves for each program; of all supported GPUs.
 REGISTERS, WARPS, PROGRAMS, WARP, RESERVED = 65536, 64, 32, 32, 1024
 # Registers of a thread, fitted to compiled code for sm_90: a few, and more for each of its output elements.
 THREAD_REGISTERS, ELEMENT_REGISTERS, REGISTER_STEP = 32, 1.4, 8
@@ -239,8 +242,7 @@ class Roofline:
         """Return the cut of packed panels into programs: measured on such a device, else by the rule."""
         height, group = self._block(work)
         tiles = max(1, round(work.stored / (height * TILE_COLUMNS)))
-        dtype = str(self.dtype).removeprefix("torch.")
-        panels = math.ceil(work.shape[0] / height)
+        panels, dtype = math.ceil(work.shape[0] / height), long_name(self.dtype)
         shape = Shape("panel forward", height, max(group, LEAST_GROUP), self.tokens, panels, tiles, dtype)
         return tile_configs.selected(shape, self.device.name, self.device.shared_memory)
 

@@ -75,7 +75,7 @@ class Ragged:
     def places(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return the sequence of each of so many tokens, and its place in it; int64 [tokens] each.
 
-        Tokens behind the last sequence get places in that.
+        Tokens behind the last sequence count as part of it.
         """
         numbers = torch.arange(tokens, device=self.bounds.device)
         sequence = torch.searchsorted(self.bounds[1:].long(), numbers, right=True)

@@ -15,7 +15,6 @@ RESIDUAL = {8: 4.0, 9: 4.1, 10: 5.4}  # added by a residual
 ACTIVATION = {"none": 0.0, "relu": 1.0, "gelu": 11.0, "gelu_tanh": 8.0, "tanh": 18.1}
 SPECIAL = {"none": 0.0, "relu": 0.0, "gelu": 1.0, "gelu_tanh": 2.0, "tanh": 2.0}
 SPECIAL_LANES = 16  # lanes of special functions that a multiprocessor computes a cycle
-GELU_LIMIT = 11  # instructions that either GELU may take
 
 
 def instructions(activation: str, capability: int, *, residual: bool = False) -> float:

@@ -28,8 +28,8 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
 
-  // Eight fp32 weights to broadcast one by one. With one product a weight, shuffles are scarce: those inside quarters
-  // take the least. With more, loads are: one of eight weights takes less than two that fill the quarters.
+  // Eight fp32 weights to broadcast one by one. Where a weight has one product, shuffles limit the speed: two loads
+  // fill all quarters, since shuffles inside quarters take the least. Where it has several, loads do: one is enough.
   struct Quarters {
     F low, high;
   };
