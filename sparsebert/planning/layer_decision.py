@@ -68,7 +68,8 @@ class LayerDecision:
         width = round(math.log(max(self.work.stored, 1)) / math.log(CLASS_WIDTH))
         dtype = self.layer.linear.weight.dtype
         kinds = tuple(sorted(work.kind for work in self.choice.candidates))
-        return tuple(self.layer.mask.shape), self.work.kind, kinds, dtype, self.device, width
+        shape, activation = tuple(self.layer.mask.shape), self.choice.activation
+        return shape, self.work.kind, kinds, dtype, self.device, width, activation
 
     def settle_by_timing(self, kind: str, timing: Paired, trainable: bool) -> None:
         """Choose the fastest kind of the layer's class, or the dense layer if the speed-up is too small.

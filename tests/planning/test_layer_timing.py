@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert import plan
+from sparsebert.cost import gpu_roofline
 from sparsebert.cost.candidates import format_candidates
 from sparsebert.planning import layer_planner, layer_timing
-from sparsebert.planning.layer_decision import LEAST_SPEEDUP
+from sparsebert.planning.layer_decision import LEAST_SPEEDUP, LayerDecision
 from sparsebert.planning.layer_timing import MAX_TIMED_FORMATS, MAX_TIMED_TOKENS
+from sparsebert.planning.target_layers import TargetLayer
 from sparsebert_kernels import formats, ops
 from sparsebert_kernels.timing import Paired
 from tests.planning.masks import model_with, needs_native, random_mask
@@ -200,3 +202,20 @@ def test_a_layer_is_timed_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_timing, "paired_on_gpu", lambda *_: timed_on.append(current[-1]) or timing)
     assert layer_timing.paired_on(torch.device("cuda", 1), int, int) is timing
     assert (timed_on, current) == ([1], [0])
+
+
+def test_layers_of_a_gpu_share_a_timing_only_with_the_same_activation() -> None:
+    """The dense side of a timing runs the activation in a kernel of its own."""
+    model, ticket = model_with(random_mask(0.1, 3072, 12, height=64).repeat_interleave(64, 1))
+    (mask,) = ticket.masks.values()
+    layer = TargetLayer("0", "0", model[0], mask)
+
+    def decision(activation: str) -> LayerDecision:
+        choice = format_candidates(
+            mask, torch.bfloat16, gpu_roofline.named("h200"), 4096, activation=activation
+        )
+        return LayerDecision(layer, choice, choice.candidates[0], requested=False)
+
+    plain, again, with_gelu = map(decision, ("none", "none", "gelu"))
+    assert plain.work == with_gelu.work
+    assert plain.timing_class() == again.timing_class() != with_gelu.timing_class()
