@@ -47,7 +47,7 @@ REGISTERS, WARPS, PROGRAMS, WARP, RESERVED = 65536, 64, 32, 32, 1024
 THREAD_REGISTERS, ELEMENT_REGISTERS, REGISTER_STEP = 32, 1.4, 8
 # Narrowest groups of columns for which the kernels have configurations.
 LEAST_GROUP = 8
-# Kernels of the compact format: it gathers x, multiplies, adds the bias and scatters y.
+# Kernels of the compact format: it fills y, gathers x and the bias, multiplies, adds the bias and scatters.
 COMPACT_KERNELS = 6
 # Share of the L2 cache that activations may fill without being evicted before the next kernel.
 USABLE_L2 = 0.75

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsebert.nn.encoder_layers import is_of, result_class
 from sparsebert.nn.packed_layers import PackedLayers, current_packed_layers
 from sparsebert.nn.plain_path import (
+    LEFT_PADDING,
     RECORDED_GRADIENTS,
     RECORDED_OUTPUTS,
     PlainPath,
@@ -221,6 +222,6 @@ def _unpad(kept: Tensor) -> Unpadded | None:
     """
     lengths = kept.sum(1)
     total, longest, begun = torch.stack((lengths.sum(), lengths.max(), kept[:, 0].all().long())).tolist()
-    if not begun:  # zero at padding, the first state would mislead the task heads that read it
-        raise PlainPath("a row of the batch begins with padding, or holds nothing else; pad on the right")
+    if not begun:
+        raise PlainPath(LEFT_PADDING)
     return None if total == kept.numel() else Unpadded.of(kept, total, longest)

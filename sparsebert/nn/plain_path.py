@@ -16,6 +16,8 @@ from sparsebert.nn.fused_qkv import FusedQKV
 RECORDER = "transformers.utils.output_capturing"
 RECORDED_GRADIENTS = "gradients are recorded; call the model under torch.inference_mode()"
 RECORDED_OUTPUTS = "the call asks for hidden states or attentions"
+# Zero at padding, the first state would mislead the task heads that read it.
+LEFT_PADDING = "a row of the batch begins with padding, or holds nothing else; pad on the right"
 FOREIGN_CODE = "a module of the encoder has hooks or a patched forward method"
 
 
@@ -67,7 +69,6 @@ def kept_tokens(mask: Tensor | None, x: Tensor) -> Tensor | None:
     rows = mask[:, 0, 0]
     if mask.stride(2) and not torch.equal(mask, rows[:, None, None].expand_as(mask)):
         raise PlainPath("the attention mask differs between queries")
-    # Zero at padding, the first state would mislead the task heads that read it.
     if not bool(rows[:, :1].all()):
-        raise PlainPath("a row of the batch begins with padding, or holds nothing else; pad on the right")
+        raise PlainPath(LEFT_PADDING)
     return rows.expand(batch, tokens)
