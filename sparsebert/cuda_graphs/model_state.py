@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from sparsebert.cuda_graphs.padded_inputs import NoGraph
+from sparsebert.cuda_graphs.calls import NoGraph
 from sparsebert.nn.plain_path import is_foreign
 
 

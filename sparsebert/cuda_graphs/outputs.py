@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sparsebert.cuda_graphs.buckets import Shape
-from sparsebert.cuda_graphs.padded_inputs import NoGraph
+from sparsebert.cuda_graphs.calls import NoGraph
 
 # Two shapes that differ in both dimensions, and in themselves.
 PROBES: tuple[Shape, Shape] = ((1, 3), (2, 4))

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from sparsebert.cuda_graphs.buckets import Buckets, Shape
+from sparsebert.cuda_graphs.calls import Call, NoGraph, Signature
 from sparsebert.cuda_graphs.capture import PlainRecorder, Recorder, Replay, is_capturing, recorder_for
 from sparsebert.cuda_graphs.model_state import ModelState
 from sparsebert.cuda_graphs.outputs import OutputDimensions, largest_error
-from sparsebert.cuda_graphs.padded_inputs import Call, NoGraph, PaddedInputs, Signature
-from sparsebert.cuda_graphs.ragged_inputs import RaggedInputs
+from sparsebert.cuda_graphs.static_inputs import PaddedInputs, RaggedInputs, StaticInputs
 from sparsebert.nn.packed_model import without_waiting
 from sparsebert_kernels.errors import one_line
 
@@ -28,7 +28,7 @@ _Key = tuple[Shape, Signature]
 class _Bucket:
     """One captured call: its static inputs, its replay, and what its outputs count."""
 
-    inputs: PaddedInputs | RaggedInputs
+    inputs: StaticInputs
     replay: Replay
     dimensions: OutputDimensions
 
@@ -221,10 +221,9 @@ class GraphRunner:
         shape, signature = key
         recorder = self._recorder_on(device)
         pad_id = getattr(getattr(self.model, "config", None), "pad_token_id", None) or 0
-
         form = RaggedInputs if signature.is_ragged else PaddedInputs
 
-        def run(inputs: PaddedInputs | RaggedInputs) -> Any:
+        def run(inputs: StaticInputs) -> Any:
             # The warm-up takes the path of the capture, in which nothing may wait for the device.
             with torch.inference_mode(), without_waiting():
                 return self.model(**inputs.arguments)
