@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.gpu.comparison import MAX_BASELINE_ERROR, SLACK, TIMES_TORCH, TIMES_TORCH_DRY
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.models import in_one_row
 from sparsebert.bench.output_check import OutputCheck, require
 from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import alternate, on_cuda, on_wall
@@ -50,7 +51,7 @@ def measure_requests(
         {name: tensor.to(device.device) for name, tensor in inputs.items()}
         for inputs in workload.make_batches(dense.config.vocab_size)
     ]
-    rows = [_in_one_row(inputs) for inputs in padded]
+    rows = [in_one_row(inputs["input_ids"], inputs["attention_mask"].bool()) for inputs in padded]
     tokens = workload.padded_tokens // len(padded)
     exact = _hidden_states(copy.deepcopy(dense).double(), padded)
     with on_cpu() if device.dry_run else contextlib.nullcontext():
@@ -117,19 +118,6 @@ def _compared(
         "buckets": {
             name: call.captured for name, (call, _) in sides.items() if isinstance(call, GraphRunner)
         },
-    }
-
-
-def _in_one_row(inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """Return a padded batch as sequences in one row, as ``sparsebert.graphs`` takes them."""
-    mask = inputs["attention_mask"].bool()
-    lengths = mask.sum(1)
-    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    longest = int(lengths.max())
-    return {
-        "input_ids": inputs["input_ids"][mask][None],
-        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds),
-        **dict.fromkeys(("max_length_q", "max_length_k"), longest),
     }
 
 
