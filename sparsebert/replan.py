@@ -72,11 +72,11 @@ def replan_(
     if not selected:
         lack = "picked by the filter" if layers else "to choose a format for: call sparsify_ first"
         raise ValueError(f"{type(model).__name__} has no sparse layer {lack}")
-    chosen = [layers[key][1] for key in selected]
+    selected_layers = [layers[key][1] for key in selected]
     if tokens is None:
-        tokens = _planned_tokens(chosen)
+        tokens = _planned_tokens(selected_layers)
     if tolerance is None:
-        tolerance = next((layer.plan.tolerance for layer in chosen if layer.plan), "fp32")
+        tolerance = next((layer.plan.tolerance for layer in selected_layers if layer.plan), "fp32")
     check_options("auto" if isinstance(format, Plan) else format, tokens)
     require_tolerance(tolerance)
     configured = record_of(model).get("linears", {})

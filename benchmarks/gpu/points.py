@@ -27,9 +27,11 @@ SECONDS = {
     "model": 95,
     "activation": 20,
     "occupancy": 20,
+    "memory": 30,
+    "tests": 60,
+    "sanitizer": 120,
+    "requests": 60,
 }
-SECONDS |= {"memory": 30, "tests": 60, "sanitizer": 120}
-SECONDS |= {"requests": 60}
 TINY_SHAPE, TINY_TOKENS = (128, 128), 12
 
 
