@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsebert.bert import require_module
 from sparsebert.compaction.manifest import record_of
+from sparsebert.cost.default_tokens import default_tokens
 from sparsebert.cost.precision import require_tolerance
 from sparsebert.hf.attach_quantizer import attach_quantizer_, recorded_option
 from sparsebert.linear_layers import require_filter
@@ -23,7 +24,6 @@ from sparsebert.planning.planner import (
     shared_inputs_of,
 )
 from sparsebert.planning.target_layers import TargetLayer, outline
-from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
 
 @torch.inference_mode(False)
@@ -47,7 +47,8 @@ def replan_(
     Args:
         model: The sparse model to change, or a part of it.
         format: As for ``sparsify_``.
-        tokens: Rows of x in a call of a layer; by default as in the model's plan.
+        tokens: Rows of x in a call of a layer; by default as in the model's plan, without one as for
+            ``sparsify_``.
         filter: ``filter(name, layer) -> bool`` selects the sparse layers to repack.
         measure: As for ``sparsify_``.
         tolerance: As for ``sparsify_``; by default as in the model's plan.
@@ -71,11 +72,11 @@ def replan_(
     if not selected:
         lack = "picked by the filter" if layers else "to choose a format for: call sparsify_ first"
         raise ValueError(f"{type(model).__name__} has no sparse layer {lack}")
-    carried = [plan for key in selected if (plan := layers[key][1].plan) is not None]
+    selected_layers = [layers[key][1] for key in selected]
     if tokens is None:
-        tokens = next((plan.tokens for plan in carried), DEFAULT_TOKENS)
+        tokens = _planned_tokens(selected_layers)
     if tolerance is None:
-        tolerance = next((plan.tolerance for plan in carried), "fp32")
+        tolerance = next((layer.plan.tolerance for layer in selected_layers if layer.plan), "fp32")
     check_options("auto" if isinstance(format, Plan) else format, tokens)
     require_tolerance(tolerance)
     configured = record_of(model).get("linears", {})
@@ -123,6 +124,15 @@ def replan_(
         requested["way"] = decision.plan.way
     attach_quantizer_(model, tokens=tokens, tolerance=tolerance, **requested)
     return model
+
+
+def _planned_tokens(layers: Sequence[SparseLinear]) -> int:
+    """Return the tokens that layers are planned for; those without a plan have the default of their device.
+
+    A sparse layer may have no parameters, by which ``on_gpu`` tells the device of a model.
+    """
+    gpu = any(layer.device.type == "cuda" for layer in layers)
+    return next((layer.plan.tokens for layer in layers if layer.plan), default_tokens(gpu))
 
 
 def _sparse_target(key: str, name: str, layer: SparseLinear, configured: Sequence[int] | None) -> TargetLayer:

@@ -1,7 +1,8 @@
 """``torch.cuda`` without a GPU, with a clock of its own and faults to plant.
 
 The host launches a kernel in ``launch`` seconds and goes on; the device runs it when it is free. A graph is
-replayed with a latency of its own. Work calls ``kernel`` for each of its kernels.
+replayed with a latency of its own. Work calls ``kernel`` for each of its kernels. Nothing is computed: the
+graphs of ``tests/cuda_graphs/fake_cuda.py`` compute, and keep no time.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from benchmarks.gpu.device import Device, Work
 from sparsebert.bench.output_check import OutputCheck, require
 from sparsebert.bench.runner import quantiles
-from sparsebert.bench.timer import alternate
+from sparsebert.bench.timer import Timings, alternate
 from sparsebert_kernels.errors import first_line
 from sparsebert_kernels.timing import MAX_SPREAD
 
@@ -82,7 +82,7 @@ def compare(
                 answers = [tensor.detach().double() for tensor in side.answers(works[0]())]
             device.synchronize()
             error = max(map(_error, answers, side.exact or exact))
-            checks[name] = OutputCheck(name, error, _tolerance(checks, baseline, error, device.dry_run))
+            checks[name] = OutputCheck(name, error, error_limit(checks, baseline, device.dry_run))
             require([checks[name]])
             device.require_capture(works)
             captured[name] = works
@@ -94,17 +94,8 @@ def compare(
             notes[name] = f"{type(problem).__name__}: {first_line(problem)[:160]}"
     runs = device.graphs(captured)
     timings = alternate(runs, budget=0 if device.dry_run else budget, min_rounds=7, max_rounds=400)
-    spread = {name: timings.latency(name).spread for name in runs}
-    return {
-        "baseline": baseline,
-        "us": {name: quantiles(timings.latency(name), 1e6) for name in runs},
-        "ratio": {name: quantiles(timings.ratio(baseline, name)) for name in runs if name != baseline},
-        "gate": {name: check.record() for name, check in checks.items() if name in runs},
-        "notes": notes,
-        "rounds": timings.rounds,
-        "busy": max(spread.values()) > MAX_SPREAD,
-        "spread": spread,
-    }
+    gate = {name: check for name, check in checks.items() if name in runs}
+    return {**timing_fields(timings, gate, baseline), "notes": notes}
 
 
 def _error(answer: Tensor, exact: Tensor) -> float:
@@ -115,7 +106,30 @@ def _error(answer: Tensor, exact: Tensor) -> float:
     return float("inf") if difference != difference else difference / (largest or 1.0)
 
 
-def _tolerance(checks: Mapping[str, OutputCheck], baseline: str, error: float, dry_run: bool) -> float:
+def timing_fields(
+    timings: Timings, checks: Mapping[str, OutputCheck], baseline: str, calls: int = 1
+) -> dict[str, Any]:
+    """Return the fields of a record that are common to all comparisons.
+
+    Args:
+        timings: Times of all sides that were checked.
+        checks: The checks by side.
+        baseline: The side that ratios refer to.
+        calls: Calls in each of the timed runs.
+    """
+    spread = {name: timings.latency(name).spread for name in checks}
+    return {
+        "baseline": baseline,
+        "us": {name: quantiles(timings.latency(name), 1e6 / calls) for name in checks},
+        "ratio": {name: quantiles(timings.ratio(baseline, name)) for name in checks if name != baseline},
+        "gate": {name: check.record() for name, check in checks.items()},
+        "rounds": timings.rounds,
+        "busy": max(spread.values()) > MAX_SPREAD,
+        "spread": spread,
+    }
+
+
+def error_limit(checks: Mapping[str, OutputCheck], baseline: str, dry_run: bool) -> float:
     """Return the limit of the error; the baseline's error sets it for the others."""
     if baseline in checks:
         times = TIMES_TORCH_DRY if dry_run else TIMES_TORCH

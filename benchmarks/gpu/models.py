@@ -14,6 +14,7 @@ from benchmarks.gpu.comparison import Side, compare
 from benchmarks.gpu.device import Device, Work
 from sparsebert.bench.memory import weight_bytes
 from sparsebert.bench.workload import Workload
+from sparsebert.compact import compact_, expand_
 from sparsebert.fuse import fuse_
 from sparsebert.nn.packed_layers import on_cpu
 from sparsebert.nn.sparse_linear import SparseLinear
@@ -29,6 +30,15 @@ class PrunedBert:
 
     A ragged batch has lengths between an eighth and the whole of ``LENGTH``. Fused models get its sequences
     in one row, without padding, others padded with a mask.
+
+    Args:
+        device: The GPU, or its stand-in.
+        model: Name of the model.
+        batch: Sequences.
+        block: Rows and columns of the pruned blocks.
+        sparsity: Share of the encoder's weights that are pruned, removed ones included.
+        ragged: Whether the sequences differ in length.
+        removed: Share of the heads and neurons of each layer that are pruned whole.
     """
 
     def __init__(
@@ -39,6 +49,7 @@ class PrunedBert:
         block: Sequence[int],
         sparsity: float,
         ragged: bool = False,
+        removed: float = 0.0,
     ) -> None:
         self.device = device
         self.length = 8 if device.dry_run else LENGTH
@@ -50,9 +61,7 @@ class PrunedBert:
         self.kept = torch.arange(self.length) < lengths[:, None]
         self.tokens = int(lengths.sum())
         dense = self.workload.load_model()
-        self.ticket: Ticket = prune(
-            dense, "random", sparsity=sparsity, granularity="block", block_size=tuple(block)
-        )
+        self.ticket = _pruned(dense, tuple(block), sparsity, removed)
         self.ticket.apply_(dense)
         self.dense = dense.to(device.device, device.dtype).requires_grad_(False)
         (inputs,) = self.workload.make_batches(dense.config.vocab_size)
@@ -60,7 +69,7 @@ class PrunedBert:
         # A mask would keep attention from its fastest kernel where there is no padding.
         mask = {"attention_mask": self.kept.long().to(device.device)} if ragged else {}
         self.padded = {"input_ids": self.ids, **mask}
-        self.row = self._in_one_row(lengths) if ragged else self.padded
+        self.row = in_one_row(self.ids, self.kept.to(device.device)) if ragged else self.padded
 
     def sparse(self, format: str, trainable: bool = False, fuse: bool | None = False) -> nn.Module:
         model = copy.deepcopy(self.dense)
@@ -88,21 +97,43 @@ class PrunedBert:
     def exact(self) -> Tensor:
         return self.work(copy.deepcopy(self.dense).double())()
 
-    def _in_one_row(self, lengths: Tensor) -> dict[str, Any]:
-        bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(self.ids.device, torch.int32)
-        longest = int(lengths.max())
-        row = self.ids[self.kept.to(self.ids.device)][None]
-        return {
-            "input_ids": row,
-            "cu_seq_lens_q": bounds,
-            "cu_seq_lens_k": bounds,
-            "max_length_q": longest,
-            "max_length_k": longest,
-        }
+
+def in_one_row(ids: Tensor, kept: Tensor) -> dict[str, Any]:
+    """Return a padded batch as sequences in one row, as fused models and ``sparsebert.graphs`` take them.
+
+    Args:
+        ids: Token ids, [sequences, tokens].
+        kept: Bool of the same shape; False at padding.
+    """
+    lengths = kept.sum(1)
+    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    return {
+        "input_ids": ids[kept][None],
+        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds),
+        **dict.fromkeys(("max_length_q", "max_length_k"), int(lengths.max())),
+    }
+
+
+def _pruned(model: Any, block: tuple[int, int], sparsity: float, removed: float) -> Ticket:
+    """Return a random ticket of blocks, which lie within the heads and neurons that are not removed."""
+    options: Any = {"granularity": "block", "block_size": block}
+    if not removed:
+        return prune(model, "random", sparsity=sparsity, **options)
+    units = prune(model, "random", sparsity=removed, granularity="head+neuron", scope="matrix")
+    rest = compact_(copy.deepcopy(model), units)
+    prune(rest, "random", sparsity=1 - (1 - sparsity) / (1 - removed), **options).apply_(rest)
+    return Ticket.from_model(expand_(rest))
 
 
 def measure_model(
-    device: Device, *, model: str, batch: int, block: Sequence[int], sparsity: float, ragged: bool = False
+    device: Device,
+    *,
+    model: str,
+    batch: int,
+    block: Sequence[int],
+    sparsity: float,
+    ragged: bool = False,
+    removed: float = 0.0,
 ) -> dict[str, Any]:
     """Measure the sparse model against the dense one, plain and fused, in eager mode and compiled.
 
@@ -110,7 +141,7 @@ def measure_model(
     is the gain of sparsity alone.
     """
     with on_cpu() if device.dry_run else contextlib.nullcontext():
-        return _measured(PrunedBert(device, model, batch, block, sparsity, ragged))
+        return _measured(PrunedBert(device, model, batch, block, sparsity, ragged, removed))
 
 
 def _measured(pruned: PrunedBert) -> dict[str, Any]:

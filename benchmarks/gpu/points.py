@@ -27,9 +27,11 @@ SECONDS = {
     "model": 95,
     "activation": 20,
     "occupancy": 20,
+    "memory": 30,
+    "tests": 60,
+    "sanitizer": 120,
+    "requests": 60,
 }
-SECONDS |= {"memory": 30, "tests": 60, "sanitizer": 120}
-SECONDS |= {"requests": 60}
 TINY_SHAPE, TINY_TOKENS = (128, 128), 12
 
 
@@ -135,6 +137,8 @@ def _promised() -> Iterator[Point]:
     for shape in BASE:
         yield point("masked", shape=shape, tokens=4096, mode="forward")
         yield point("bitmap", shape=shape, tokens=4096, sparsity=0.9)
+    for batch in (32, 128):
+        yield _model("bert-base", batch, removed=0.5)
 
 
 PROMISED = (
@@ -183,13 +187,13 @@ def _models(names: Iterable[str], batches: Iterable[int]) -> Iterator[Point]:
         yield _model(name, batch)
 
 
-def _model(name: str, batch: int) -> Point:
-    return point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9)
+def _model(name: str, batch: int, **others: Any) -> Point:
+    return point("model", model=name, batch=batch, block=(64, 64), sparsity=0.9, **others)
 
 
 def _ragged_models() -> Iterator[Point]:
     for batch in (64, 256):  # about 4k and 16k tokens
-        yield point("model", model="bert-base", batch=batch, block=(64, 64), sparsity=0.9, ragged=True)
+        yield _model("bert-base", batch, ragged=True)
 
 
 def _tests() -> Iterator[Point]:

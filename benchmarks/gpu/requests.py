@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.comparison import MAX_BASELINE_ERROR, SLACK, TIMES_TORCH, TIMES_TORCH_DRY
+from benchmarks.gpu.comparison import error_limit, timing_fields
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.models import in_one_row
 from sparsebert.bench.output_check import OutputCheck, require
-from sparsebert.bench.runner import quantiles
 from sparsebert.bench.timer import alternate, on_cuda, on_wall
 from sparsebert.bench.workload import Workload
 from sparsebert.cuda_graphs import graphs
@@ -25,7 +25,6 @@ from sparsebert.fuse import fuse_
 from sparsebert.nn.packed_layers import on_cpu
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
-from sparsebert_kernels.timing import MAX_SPREAD
 
 # Batches of sentences; their lengths are about those of English sentences in word pieces.
 REQUESTS, MEDIAN_LENGTH, LENGTH_SPREAD = 16, 27, 0.6
@@ -50,7 +49,7 @@ def measure_requests(
         {name: tensor.to(device.device) for name, tensor in inputs.items()}
         for inputs in workload.make_batches(dense.config.vocab_size)
     ]
-    rows = [_in_one_row(inputs) for inputs in padded]
+    rows = [in_one_row(inputs["input_ids"], inputs["attention_mask"].bool()) for inputs in padded]
     tokens = workload.padded_tokens // len(padded)
     exact = _hidden_states(copy.deepcopy(dense).double(), padded)
     with on_cpu() if device.dry_run else contextlib.nullcontext():
@@ -90,9 +89,7 @@ def _compared(
             ((answer - true).abs().max() / true.abs().max()).item()
             for answer, true in zip(answers, exact, strict=True)
         )
-        times = TIMES_TORCH_DRY if device.dry_run else TIMES_TORCH
-        limit = times * checks["dense"].error + SLACK if checks else MAX_BASELINE_ERROR
-        checks[name] = OutputCheck(name, error, limit)
+        checks[name] = OutputCheck(name, error, error_limit(checks, "dense", device.dry_run))
         require([checks[name]])
 
     @torch.inference_mode()
@@ -103,33 +100,12 @@ def _compared(
     timed = on_wall if device.dry_run else on_cuda
     runs = {name: timed(functools.partial(serve, *side)) for name, side in sides.items()}
     timings = alternate(runs, budget=0 if device.dry_run else 2.0, min_rounds=1 if device.dry_run else 7)
-    baseline, side = "graphs dense, one row", "graphs sparse, one row"
-    spread = {name: timings.latency(name).spread for name in runs}
     return {
-        "baseline": baseline,
-        "side": side,
-        "us": {name: quantiles(timings.latency(name), 1e6 / len(exact)) for name in runs},
-        "ratio": {name: quantiles(timings.ratio(baseline, name)) for name in runs if name != baseline},
-        "gate": {name: check.record() for name, check in checks.items()},
-        "rounds": timings.rounds,
-        "busy": max(spread.values()) > MAX_SPREAD,
-        "spread": spread,
+        **timing_fields(timings, checks, "graphs dense, one row", calls=len(exact)),
+        "side": "graphs sparse, one row",
         "buckets": {
             name: call.captured for name, (call, _) in sides.items() if isinstance(call, GraphRunner)
         },
-    }
-
-
-def _in_one_row(inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """Return a padded batch as sequences in one row, as ``sparsebert.graphs`` takes them."""
-    mask = inputs["attention_mask"].bool()
-    lengths = mask.sum(1)
-    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    longest = int(lengths.max())
-    return {
-        "input_ids": inputs["input_ids"][mask][None],
-        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds),
-        **dict.fromkeys(("max_length_q", "max_length_k"), longest),
     }
 
 

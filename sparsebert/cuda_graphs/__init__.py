@@ -28,20 +28,20 @@ def graphs(
     copies the inputs into static tensors, padded on the right to the next bucket, replays the graph of that
     bucket, and copies the outputs without the padding. An attention mask excludes the padding: outputs at
     real tokens equal the model's up to rounding, which depends on the shape. Outputs of a sequence whose own
-    mask excludes all tokens are undefined. The graph of a batch that fills its bucket and has no mask has
-    none.
+    mask excludes all tokens are undefined. A batch that has no mask and fills its bucket is computed without
+    one.
 
     The first call that needs a graph captures it: warm-up and capture run on a side stream, and all graphs
     share one memory pool, which stays smallest if the largest bucket is captured first. The first outputs of
     each graph are compared with the model's. The model itself does not change; call it directly as before.
 
     Where a graph could give another result, the call runs like ``model(...)``, and a warning says why, once:
-    a batch larger than each bucket; training mode, even of one dropout; recorded gradients; autocast; forward
-    hooks of other packages; arguments that cannot be padded, such as labels; too little memory; a failed
-    capture. After a move, a conversion, or a change of weights, modules or configuration, the graphs are
-    captured again, and a warning says so once. ``load_state_dict`` and other changes in place count as
-    changes, because layers hold tensors derived from their weights. A change through ``.data`` counts if it
-    replaces the tensor.
+    a batch larger than each bucket; training mode, even of a single dropout layer; recorded gradients;
+    autocast; forward hooks of other packages; arguments that cannot be padded, such as labels; too little
+    memory; a failed capture. After a move, a conversion, or a change of weights, modules or configuration,
+    the graphs are captured again, and a warning says so once. ``load_state_dict`` and other changes in place
+    count as changes, because layers hold tensors derived from their weights. A change through ``.data``
+    counts if it replaces the tensor.
 
     Threads and streams may share a runner: it launches one call at a time, and the device runs each call
     after the previous one. Inside another capture or torch.compile, the runner calls the model. On a CPU, it

@@ -64,7 +64,7 @@ class Buckets:
         return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=None)
 
     def row_for(self, sequences: int, tokens: int) -> Shape | None:
-        """Return the sequences and total tokens of the least bucket that holds sequences in one row, or None.
+        """Return the sequences and total tokens of the smallest bucket for sequences in one row, or None.
 
         A shape holds as many sequences as it has, of any lengths; a number of tokens holds any number.
 

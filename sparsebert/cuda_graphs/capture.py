@@ -55,7 +55,7 @@ class Recorder(Protocol):
 
 
 def is_capturing() -> bool:
-    """Return whether the current stream captures a graph, of whoever."""
+    """Return whether the current stream is capturing a graph, for this package or other code."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from sparsebert.cuda_graphs.padded_inputs import NoGraph
+from sparsebert.cuda_graphs.calls import NoGraph
 from sparsebert.nn.plain_path import is_foreign
 
 
 @dataclass(frozen=True)
-class Traces:
+class Fingerprint:
     """What graphs depend on, as lists and tuples that are compared in each call.
 
     Graphs read tensors at the addresses of their capture. Tensors that layers derive from others, such as the
@@ -42,13 +42,13 @@ class ModelState:
     """The state of a model before a call.
 
     Attributes:
-        traces: What graphs depend on.
+        fingerprint: What graphs depend on.
         devices: Devices of the model's tensors.
         dtypes: Their floating-point dtypes.
         obstacle: Why the model cannot run in a graph in this call, or None.
     """
 
-    traces: Traces
+    fingerprint: Fingerprint
     devices: frozenset[torch.device]
     dtypes: frozenset[torch.dtype]
     obstacle: NoGraph | None
@@ -61,7 +61,7 @@ class ModelState:
 
         Args:
             model: The model.
-            before: The state of an earlier call. If the traces are equal, so are devices and dtypes.
+            before: The state of an earlier call. If the fingerprints are equal, so are devices and dtypes.
         """
         # `nn.Module.modules` yields a module once, and takes longer.
         modules = [model]
@@ -74,19 +74,19 @@ class ModelState:
             if module._buffers:
                 tensors += [tensor for tensor in module._buffers.values() if tensor is not None]
         config = getattr(model, "config", None)
-        traces = Traces(
+        fingerprint = Fingerprint(
             (list(map(id, modules)), list(map(type, modules))),
             [tensor.data_ptr() for tensor in tensors],
             _changes(tensors),
             [tensor.shape for tensor in tensors],
             {} if config is None else dict(vars(config)),
         )
-        if before is not None and traces == before.traces:
+        if before is not None and fingerprint == before.fingerprint:
             devices, dtypes = before.devices, before.dtypes
         else:
             devices = frozenset(tensor.device for tensor in tensors)
             dtypes = frozenset(tensor.dtype for tensor in tensors if tensor.is_floating_point())
-        return cls(traces, devices, dtypes, _obstacle(modules, tensors, devices))
+        return cls(fingerprint, devices, dtypes, _obstacle(modules, tensors, devices))
 
     @property
     def device(self) -> torch.device:
@@ -101,15 +101,15 @@ class ModelState:
 
     def change_since(self, before: ModelState) -> str | None:
         """Return how the model has changed since ``before`` in a way that graphs do not follow, or None."""
-        if self.traces == before.traces:
+        if self.fingerprint == before.fingerprint:
             return None
         if self.devices != before.devices:
             return f"the model was moved from {_names(before.devices)} to {_names(self.devices)}"
         if self.dtypes != before.dtypes:
             return f"the model was converted from {_names(before.dtypes)} to {_names(self.dtypes)}"
-        if self.traces.modules != before.traces.modules:
+        if self.fingerprint.modules != before.fingerprint.modules:
             return "modules of the model were replaced"
-        if self.traces.config != before.traces.config:
+        if self.fingerprint.config != before.fingerprint.config:
             return "the model's configuration was changed"
         return "weights of the model were changed"
 

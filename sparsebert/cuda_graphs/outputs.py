@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sparsebert.cuda_graphs.buckets import Shape
-from sparsebert.cuda_graphs.padded_inputs import NoGraph
+from sparsebert.cuda_graphs.calls import NoGraph
 
-# Two shapes that differ in both dimensions, and in themselves.
+# Two shapes whose four numbers differ.
 PROBES: tuple[Shape, Shape] = ((1, 3), (2, 4))
 _SEQUENCES, _TOKENS, _FIXED = 0, 1, 2
 
@@ -36,7 +36,7 @@ class OutputDimensions:
 
     @classmethod
     def probe(cls, run: Callable[[Shape], Any]) -> OutputDimensions:
-        """Tell by the outputs for two small batches.
+        """Derive the dimensions from the outputs for two small batches.
 
         Args:
             run: Runs the model on padding of the given shape.

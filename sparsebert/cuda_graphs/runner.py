@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from sparsebert.cuda_graphs.buckets import Buckets, Shape
+from sparsebert.cuda_graphs.calls import Call, NoGraph, Signature
 from sparsebert.cuda_graphs.capture import PlainRecorder, Recorder, Replay, is_capturing, recorder_for
 from sparsebert.cuda_graphs.model_state import ModelState
 from sparsebert.cuda_graphs.outputs import OutputDimensions, largest_error
-from sparsebert.cuda_graphs.padded_inputs import Call, NoGraph, PaddedInputs, Signature
-from sparsebert.cuda_graphs.ragged_inputs import RaggedInputs
+from sparsebert.cuda_graphs.static_inputs import PaddedInputs, RaggedInputs, StaticInputs
 from sparsebert.nn.packed_model import without_waiting
 from sparsebert_kernels.errors import one_line
 
@@ -28,7 +28,7 @@ _Key = tuple[Shape, Signature]
 class _Bucket:
     """One captured call: its static inputs, its replay, and what its outputs count."""
 
-    inputs: PaddedInputs | RaggedInputs
+    inputs: StaticInputs
     replay: Replay
     dimensions: OutputDimensions
 
@@ -58,7 +58,7 @@ class GraphRunner:
         self.max_bytes = max_bytes
         self._names = parameter_names(model)
         self._lock = threading.RLock()
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._dropped: set[_Key] = set()
         self._recorder: Recorder | None = None
         self.clear()
@@ -72,7 +72,7 @@ class GraphRunner:
             with self._lock:
                 return self._run(args, kwargs)
         except NoGraph as reason:
-            self._say(reason.kind, f"the model runs without a CUDA graph: {reason}", stacklevel=3)
+            self._warn_once(reason.kind, f"the model runs without a CUDA graph: {reason}", stacklevel=3)
         return self.model(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class GraphRunner:
         change = None if self._state is None else state.change_since(self._state)
         if change is not None:
             message = f"{change} after the capture of CUDA graphs, which are captured again"
-            self._say(change, message, stacklevel=5)
+            self._warn_once(change, message, stacklevel=5)
             self.clear()
 
     def _key(self, call: Call) -> _Key:
@@ -158,7 +158,7 @@ class GraphRunner:
                 message = (
                     f"{device} has no CUDA graphs: batches are padded to buckets, and run without a graph"
                 )
-                self._say("no graphs", message, stacklevel=5)
+                self._warn_once("no graphs", message, stacklevel=5)
         return self._recorder
 
     def _first_call(self, key: _Key, call: Call, device: torch.device) -> Any:
@@ -168,7 +168,7 @@ class GraphRunner:
                 f"bucket {_name(key)} is captured again: these batches need more than max_graphs="
                 f"{self.max_graphs} graphs, or more memory than there is"
             )
-            self._say("again", message, stacklevel=5)
+            self._warn_once("again", message, stacklevel=5)
         while len(self._captured) >= self.max_graphs:
             self._recorder_on(device).finish()
             self._drop([next(iter(self._captured))])
@@ -221,10 +221,9 @@ class GraphRunner:
         shape, signature = key
         recorder = self._recorder_on(device)
         pad_id = getattr(getattr(self.model, "config", None), "pad_token_id", None) or 0
-
         form = RaggedInputs if signature.is_ragged else PaddedInputs
 
-        def run(inputs: PaddedInputs | RaggedInputs) -> Any:
+        def run(inputs: StaticInputs) -> Any:
             # The warm-up takes the path of the capture, in which nothing may wait for the device.
             with torch.inference_mode(), without_waiting():
                 return self.model(**inputs.arguments)
@@ -252,10 +251,10 @@ class GraphRunner:
             self._dropped.add(key)
             del self._captured[key]
 
-    def _say(self, kind: str, message: str, stacklevel: int) -> None:
+    def _warn_once(self, kind: str, message: str, stacklevel: int) -> None:
         """Warn, once for each kind of reason."""
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from sparsebert.report.format import MISSING, Record, megabytes
-from sparsebert.report.gpu_goals import goal_rows
+from sparsebert.report.gpu_goals import goal_rows, removed_share
 from sparsebert.report.table import Table
 from sparsebert_kernels.errors import first_line
 
@@ -146,7 +146,7 @@ def _model_table(rows: Sequence[Record]) -> list[Table]:
     shown = tuple(
         (
             f"{row['point']['model']}, batch {row['point']['batch']} x {_lengths(row)}",
-            f"{row['point']['sparsity']:.0%} in {'x'.join(map(str, row['point']['block']))}",
+            _sparsity(row["point"]),
             MISSING if row["speedup"] is None else f"{row['speedup']:.2f}x",
             *(f"{row['us'][name]['median'] / 1e3:.3f}" if name in row["us"] else MISSING for name in names),
             megabytes(row["weight_bytes"]),
@@ -157,6 +157,11 @@ def _model_table(rows: Sequence[Record]) -> list[Table]:
     columns = ("model", "sparsity", "vs fastest dense", *(f"{name} ms" for name in names))
     columns = (*columns, "sparse weights MB", "dense weights MB")
     return [Table("Whole models", columns, shown)] if shown else []
+
+
+def _sparsity(point: Record) -> str:
+    blocks = "x".join(map(str, point["block"]))
+    return f"{point['sparsity']:.0%} in {blocks}{removed_share(point)}"
 
 
 def _lengths(row: Record) -> str:
@@ -185,7 +190,7 @@ def _request_table(rows: Sequence[Record]) -> list[Table]:
     shown = tuple(
         (
             f"{row['point']['model']}, {row['batches']} batches of {row['point']['batch']}",
-            f"{row['point']['sparsity']:.0%} in {'x'.join(map(str, row['point']['block']))}",
+            _sparsity(row["point"]),
             f"{row['tokens'] / row['padded_tokens']:.0%}",
             f"{row['ratio'][row['side']]['median']:.2f}x",
             *(f"{row['us'][name]['median'] / 1e3:.3f}" for name in names),

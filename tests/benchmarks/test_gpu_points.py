@@ -90,6 +90,13 @@ def test_the_queue_covers_every_kind_once():
     }  # fmt: skip
 
 
+def test_models_without_half_of_their_heads_and_neurons_come_with_the_cases_that_have_a_goal():
+    halved = [each for each in queue() if dict(each.arguments).get("removed") == 0.5]
+    assert [dict(each.arguments)["batch"] for each in halved] == [32, 128]
+    kinds = [each.kind for each in queue()]
+    assert kinds.index("bitmap") < queue().index(halved[0]) < kinds.index("memory")
+
+
 @pytest.mark.parametrize("mode", ["forward", "backward", "step"])
 @pytest.mark.parametrize("shape", [(3072, 768), (4096, 1024)])
 def test_base_and_large_layers_are_measured_in_every_mode(shape, mode):
@@ -99,7 +106,7 @@ def test_base_and_large_layers_are_measured_in_every_mode(shape, mode):
 def test_the_tiny_queue_has_every_kind_and_block_of_the_real_one():
     small, whole = tiny(), queue()
     assert {each.kind for each in small} == {each.kind for each in whole}
-    for name in ("block", "mode", "cold", "kernel"):
+    for name in ("block", "mode", "cold", "kernel", "ragged", "removed"):
         wanted, found = (
             {dict(each.arguments)[name] for each in points if name in dict(each.arguments)}
             for points in (whole, small)

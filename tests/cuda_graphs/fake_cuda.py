@@ -3,7 +3,7 @@
 ``torch.cuda.graph`` records every operator that is dispatched within it, with its tensors. A replay runs the
 same operators again and writes their results into the tensors of the capture: as on a GPU, whatever Python
 computed in between, and whatever was not dispatched, keeps its value from the capture. An operator that would
-wait for the device fails in a capture, as it does on a GPU.
+wait for the device fails in a capture, as it does on a GPU. ``tests/fake_cuda.py`` keeps time instead.
 """
 
 from __future__ import annotations

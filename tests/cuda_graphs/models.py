@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.fuse.models import FAMILIES, make
 
-__all__ = ["FAMILIES", "batch", "call", "close", "make"]
+__all__ = ["FAMILIES", "batch", "call", "close", "let_it_wait", "make"]
 
 
 def batch(rows: int, length: int, *, mask: bool = True, seed: int = 0) -> dict[str, Tensor]:
@@ -37,3 +37,15 @@ def close(answers: list[Tensor], expected: list[Tensor], tolerance: float = 3e-6
         torch.allclose(answer, true, rtol=tolerance, atol=tolerance)
         for answer, true in zip(answers, expected, strict=True)
     )
+
+
+def let_it_wait(layer: nn.Module) -> None:
+    """Let a layer read a value in each call, which waits for the device, until its ``forward`` is deleted."""
+    plain = layer.forward
+
+    def waits(*args: Any, **kwargs: Any) -> Any:
+        output = plain(*args, **kwargs)
+        assert float(output.sum()) < 1e9
+        return output
+
+    layer.forward = waits

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsebert import graphs, prune, sparsify_
 from tests.cuda_graphs.fake_cuda import FakeCuda
-from tests.cuda_graphs.models import FAMILIES, batch, call, close, make
+from tests.cuda_graphs.models import FAMILIES, batch, call, close, let_it_wait, make
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
 
@@ -189,15 +189,7 @@ def test_a_pool_takes_a_quarter_of_the_memory_by_default(cuda: FakeCuda) -> None
 
 def test_an_operator_that_waits_is_named_and_the_plain_path_runs(cuda: FakeCuda) -> None:
     model = make("BertModel")
-    layer = model.encoder.layer[0]
-    plain = layer.forward
-
-    def waits(*args: Any, **kwargs: Any) -> Any:
-        output = plain(*args, **kwargs)
-        assert float(output.sum()) < 1e9
-        return output
-
-    layer.forward = waits
+    let_it_wait(model.encoder.layer[0])
     run = graphs(model, [(2, 16)])
     inputs = batch(2, 9)
     message = "bucket 2 x 16 cannot be captured: CUDA error: operation not permitted when stream is capturing"

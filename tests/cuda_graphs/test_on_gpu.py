@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsebert import fuse_, graphs, prune, sparsify_
-from tests.cuda_graphs.models import FAMILIES, batch, call, close, make
+from tests.cuda_graphs.models import FAMILIES, batch, call, close, let_it_wait, make
 from tests.cuda_graphs.test_packed import row
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("error:the model runs without a CUDA graph")]
@@ -81,22 +81,14 @@ def test_a_pool_of_few_bytes_runs_without_graphs() -> None:
 
 def test_a_capture_that_waits_fails_and_leaves_cuda_usable() -> None:
     model = make("BertModel").cuda()
-    layer = model.encoder.layer[0]
-    plain = layer.forward
-
-    def waits(*args: Any, **kwargs: Any) -> Any:
-        output = plain(*args, **kwargs)
-        assert float(output.sum()) < 1e9
-        return output
-
-    layer.forward = waits
+    let_it_wait(model.encoder.layer[0])
     run = graphs(model, [(4, 24)])
     inputs = on_gpu(batch(4, 24))
     stream = torch.cuda.current_stream()
     with pytest.warns(UserWarning, match="bucket 4 x 24 cannot be captured"):
         assert close(call(run, inputs), call(model, inputs), 1e-3)
     assert torch.cuda.current_stream() == stream
-    del layer.forward
+    del model.encoder.layer[0].forward
     again = graphs(model, [(4, 24)])
     assert close(call(again, inputs), call(model, inputs), 1e-3)
 

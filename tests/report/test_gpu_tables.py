@@ -132,19 +132,31 @@ def test_the_latest_record_of_a_point_counts():
     assert titled([layer(1.0), layer(4.0)], "Packed panels").rows[0][-1] == "4.00x"
 
 
-def test_whole_models_are_held_against_the_fastest_dense_one():
-    arguments = {"model": "bert-base", "batch": 32, "block": [64, 64], "sparsity": 0.9}
+def model(**arguments):
+    point = {"model": "bert-base", "batch": 32, "block": [64, 64], "sparsity": 0.9, **arguments}
     fields = {"us": {"dense": quantile(1400.0), "sparse": quantile(600.0)}, "ratio": {}, "speedup": 2.1}
     fields["against"] = "torch.compile fused dense"
     sizes = {"length": 128, "tokens": 4096, "weight_bytes": 17e6, "dense_weight_bytes": 170e6}
-    rows = [row("model", arguments=arguments, **fields, **sizes)]
+    return row("model", arguments=point, **fields, **sizes)
+
+
+def test_whole_models_are_held_against_the_fastest_dense_one():
+    rows = [model()]
     assert titled(rows, "Whole models").rows[0][:3] == ("bert-base, batch 32 x 128", "90% in 64x64", "2.10x")
     goal = titled(rows, "Speed to reach").rows[0]
     assert goal[0].endswith("against torch.compile fused dense")
     assert goal[-1] == "yes"
-    ragged = row("model", arguments=arguments | {"ragged": True}, **fields, **sizes)
-    (shown,) = titled([ragged], "Whole models").rows
+    (shown,) = titled([model(ragged=True)], "Whole models").rows
     assert shown[0] == "bert-base, batch 32 x up to 128"
+
+
+def test_a_model_without_half_of_its_heads_and_neurons_has_a_goal_of_its_own():
+    rows = [model(), model(removed=0.5)]
+    assert titled(rows, "Whole models").rows[1][1] == "90% in 64x64, 50% of heads and neurons removed"
+    plain, removed = titled(rows, "Speed to reach").rows
+    assert (plain[1:4], plain[-1]) == (("2.10x", "1.8x", "2.6x"), "yes")
+    assert (removed[1:4], removed[-1]) == (("2.10x", "2.6x", "3.8x"), "NO")
+    assert removed[0].startswith("BERT-base, 64x64 blocks, 90 %, 50% of heads and neurons removed, M = 4096")
 
 
 def test_memory_has_a_row_a_side():

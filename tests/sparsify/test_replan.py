@@ -181,6 +181,20 @@ class TestOptions:
         replan_(model, tokens=33, measure=False)
         assert {layer.tokens for layer in plan(model).layers} == {33}
 
+    @pytest.mark.parametrize(("device", "tokens"), [("cpu", 128), ("cuda", 4096)])
+    def test_tokens_without_a_plan_are_the_default_of_the_device(
+        self, device: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        by_hand = SparseLinear(torch.randn(8, 8), torch.rand(8, 8) < 0.5, format="csr")
+        monkeypatch.setattr(SparseLinear, "device", property(lambda layer: torch.device(device)))
+
+        def show(format: str, tokens: int) -> None:
+            raise LookupError(tokens)
+
+        monkeypatch.setattr("sparsebert.replan.check_options", show)
+        with pytest.raises(LookupError, match=f"^{tokens}$"):
+            replan_(by_hand)
+
     def test_times_the_formats_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
         mask = torch.rand(768, 768) < 0.1
         model = sparsify_(nn.Sequential(nn.Linear(768, 768)), Ticket({"0": mask}), format="dense")

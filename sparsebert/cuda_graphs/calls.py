@@ -1,4 +1,4 @@
-"""The inputs of a call, read and checked, and the static tensors of a bucket that they are copied into."""
+"""The inputs of a call, read and checked, and the signature by which a graph can serve it."""
 
 from __future__ import annotations
 
@@ -155,58 +155,3 @@ def _ragged_shape(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> 
     if rows != 1 or any(each.dim() != 1 or len(each) < 2 or len(each) != len(bounds[0]) for each in bounds):
         raise NoGraph("bounds", "sequences in one row need inputs of one row and bounds [sequences + 1]")
     return len(bounds[0]) - 1, tokens
-
-
-class PaddedInputs:
-    """Static input tensors of one bucket.
-
-    Padding stands on the right of each sequence, and in whole sequences below the real ones. The attention
-    mask excludes it. The first token of such a sequence stays in the mask, as attention without any token is
-    undefined.
-
-    Args:
-        signature: Names and dtypes of the tensors. Without a mask, only calls of exactly this shape fit.
-        shape: Sequences and tokens of each.
-        device: Device of the tensors.
-        pad_id: Token id at padding.
-    """
-
-    def __init__(self, signature: Signature, shape: Shape, device: torch.device, pad_id: int) -> None:
-        self.shape = shape
-        self.options = dict(signature.options)
-        self._padding = {"input_ids": pad_id}
-        # Tensors made in inference mode could not be changed outside of it.
-        with torch.inference_mode(False):
-            self._tensors = {
-                name: torch.empty(*shape, *rest, dtype=dtype, device=device)
-                for name, dtype, rest in signature.tensors
-            }
-        self._filled: Shape | None = None
-        self.clear()
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the model: the static tensors and the options."""
-        return {**self._tensors, **self.options}
-
-    def clear(self) -> None:
-        """Fill all tensors with padding."""
-        for name, tensor in self._tensors.items():
-            tensor.fill_(self._padding.get(name, 0))
-        if MASK in self._tensors:
-            self._tensors[MASK][:, :1].fill_(1)
-
-    def fill(self, call: Call) -> None:
-        """Copy the inputs of a call, which are not larger than the bucket, and pad them."""
-        rows, length = call.shape
-        # The padding of a call of the same shape is still in place.
-        if self._filled != call.shape:
-            self._filled = None
-            self.clear()
-        for name, tensor in self._tensors.items():
-            part = tensor[:rows, :length]
-            if name in call.tensors:
-                part.copy_(call.tensors[name])
-            elif self._filled is None:
-                part.fill_(1)
-        self._filled = call.shape
