@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import positions, resolve, structure
+from sparsebert.bert import is_bert_like, positions, resolve, structure
 from sparsebert.healing.settings import MAX_LENGTH, HealingSettings
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.tickets.provenance import weight_hash
@@ -97,8 +97,9 @@ def heal_(
         What was done.
 
     Raises:
-        ValueError: The model has no zeros or is not float32, the teacher has another architecture, the texts
-            are too few, a setting is out of range, or the checkpoint belongs to another healing.
+        ValueError: The model is not a BERT-like encoder, has no zeros or is not float32, the teacher has
+            another architecture, the texts are too few, a setting is out of range, or the checkpoint belongs
+            to another healing.
     """
     # Late: importing sparsebert stays quick.
     from sparsebert.healing.bf16_products import bf16_products, suits
@@ -111,6 +112,7 @@ def heal_(
 
     began = time.perf_counter()
     options = HealingSettings(**settings)
+    require_encoder(model)
     max_length = _max_length(model, options)
     require_same_architecture(model, teacher)
     _require_float32(model, teacher)
@@ -170,6 +172,19 @@ def heal_(
         precision="bf16" if bf16 else "fp32",
         sparsity=ticket.sparsity,
     )
+
+
+def require_encoder(model: nn.Module) -> None:
+    """Raise ValueError, saying what the model is, unless healing can read its hidden states."""
+    from sparsebert.tasks.models import is_decoder  # late: importing sparsebert stays quick
+
+    config = getattr(model, "config", None)
+    if not is_bert_like(model) and hasattr(config, "model_type") and is_decoder(config):
+        raise ValueError(
+            f"healing takes BERT, RoBERTa, DistilBERT and ELECTRA encoders; {type(model).__name__} is a "
+            "decoder: train it on text instead, with `sparsebert train --lm causal --method ticket`"
+        )
+    structure(model)
 
 
 def zeros_of(model: nn.Module) -> Ticket:

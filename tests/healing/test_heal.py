@@ -14,6 +14,7 @@ from sparsebert import Ticket, sparsify_
 from sparsebert.bert import prunable, resolve, weight_of
 from sparsebert.healing import heal, schedule, training
 from sparsebert.healing.heal import Healing, heal_, zeros_of
+from tests import decoders
 from tests.healing.conftest import QUICK, pruned_copy, tiny
 
 transformers = pytest.importorskip("transformers")
@@ -250,6 +251,16 @@ class TestBadInput:
     def test_a_model_without_zeros(self, dense: Any, texts: list[str], tokenizer: Any) -> None:
         message = self.refusal(copy.deepcopy(dense), texts, teacher=dense, tokenizer=tokenizer)
         assert message == "the model has no zeros in its encoder: heal a pruned model, or pass a ticket"
+
+    @pytest.mark.parametrize("build", [decoders.gpt2, decoders.llama])
+    def test_a_decoder(self, build: Any, texts: list[str], tokenizer: Any) -> None:
+        message = self.refusal(build(), texts, teacher=build(), tokenizer=tokenizer)
+        assert f"{type(build()).__name__} is a decoder: train it on text" in message
+
+    def test_another_family(self, texts: list[str], tokenizer: Any) -> None:
+        model = transformers.AlbertModel(transformers.AlbertConfig(num_hidden_layers=1, vocab_size=65))
+        message = self.refusal(model, texts, teacher=model, tokenizer=tokenizer)
+        assert message.endswith("AlbertModel is none of these")
 
     def test_too_few_texts_and_how_many_are_needed(
         self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any
