@@ -36,7 +36,7 @@ class Healing:
             was not finite.
         loss_before, loss_after: Loss on the validation texts, by which the best state was chosen.
         agreement_before, agreement_after: Mean cosine of the embeddings (or the logits) to the dense model's
-            on texts that neither trained nor chose.
+            on texts that neither trained nor chose, so that it may fall.
         measure: "embeddings" or "logits".
         texts: Number of texts that trained, chose and judged.
         precision: Precision of matrix products in training.
@@ -79,7 +79,9 @@ def heal_(
 
     Pruned weights stay zero in every step. The loss is read from the hidden states after each layer, and from
     the sentence embeddings or, for classifiers and question answering, the logits; labels are never needed.
-    The state with the lowest loss on held-out texts is kept, so that the model never gets worse by it.
+    Held-out texts decide: of the states whose embeddings or logits are at least as close to the dense model's
+    as those of the start, the one with the lowest loss is kept. If none has a lower loss than the start, the
+    weights stay as they are.
 
     Args:
         model: The pruned model, a Hugging Face model with plain linear layers.
@@ -133,6 +135,7 @@ def heal_(
         student = stack.enter_context(Student(model, ticket, options.embeddings))
         identity = _identity(model, ticket, rows, options)
         saved = Checkpoint.load(checkpoint, identity) if checkpoint is not None else None
+        say("comparing with the dense model")
         budget = Budget(
             options.minutes * 60 if options.steps is None else None,
             options.steps,
@@ -149,7 +152,6 @@ def heal_(
             budget=budget,
             progress=say,
         )
-        say("comparing with the dense model")
         before, start = healer.agreement(), student.weights()
         state, best = (healer.search(), start) if saved is None else restored(saved, student)
         best = healer.train(state, best, Saving(checkpoint, identity) if checkpoint is not None else None)

@@ -214,7 +214,7 @@ class TestBadInput:
 def test_pruning_without_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: list[str]
 ) -> None:
-    """Calibrated on texts, with a tokenizer that has no padding token; what cannot follow is neither offered nor done."""
+    """Calibrated on texts, with a tokenizer that has no padding token; healing is refused."""
     model = decoders.saved(tmp_path / "gpt2", decoders.gpt2(pad_token_id=None))
     options = ["--method", "sparsegpt", "--sparsity", "0.5", "--texts", text[1], "--count", "8"]
     pruned = tmp_path / "pruned"

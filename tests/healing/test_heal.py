@@ -14,6 +14,7 @@ from sparsebert import Ticket, sparsify_
 from sparsebert.bert import prunable, resolve, weight_of
 from sparsebert.healing import heal, schedule, training
 from sparsebert.healing.heal import Healing, heal_, zeros_of
+from sparsebert.healing.targets import Reader
 from tests import decoders
 from tests.healing.conftest import QUICK, pruned_copy, tiny
 
@@ -192,6 +193,24 @@ class TestNeverWorse:
         assert healing.loss_after == healing.loss_before
         assert healing.agreement_after == healing.agreement_before
         assert not changed(before, model)
+
+    def test_a_lower_loss_does_not_make_up_for_outputs_that_are_worse(
+        self,
+        pruned: Any,
+        dense: Any,
+        texts: list[str],
+        tokenizer: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # The closer the outputs come, the farther they are said to be; the hidden states outweigh that.
+        true_loss = Reader.output_loss
+        monkeypatch.setattr(Reader, "output_loss", lambda *targets: -0.01 * true_loss(*targets))
+        before = states(pruned)
+        healing = heal_(pruned, texts, teacher=dense, tokenizer=tokenizer, **QUICK)
+        assert healing.steps == 16
+        assert not healing.healed
+        assert healing.loss_after == healing.loss_before
+        assert not changed(before, pruned)
 
     def test_a_run_that_diverges_goes_back_and_on_more_slowly(
         self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any
