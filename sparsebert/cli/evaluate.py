@@ -107,11 +107,11 @@ def evaluate(
         keep_predictions=predictions is not None,
     )
     with progress() as step:
-        found = [evaluation.evaluate(path, seed, progress=step) for seed, path in models.items()]
+        pruned_rows = [evaluation.evaluate(path, seed, progress=step) for seed, path in models.items()]
         dense_rows = [
             evaluation.evaluate(path, seed, dense=True, progress=step) for seed, path in dense_models.items()
         ]
-    rows = [stamped("eval", row) for row in found]
+    rows = [stamped("eval", row) for row in pruned_rows]
     _print_metrics(rows)
     if len(rows) > 1 or dense_rows:
         rows.append(_summary_row(examples.task.metric, rows, dense_rows))
