@@ -147,7 +147,8 @@ class DataOptions:
             task: The task's name.
             outputs: Labels of a model that is already trained on the user's task; if None, the training file
                 or --labels define the labels.
-            validates: Whether the command needs the validation table; if not, it needs the training table.
+            validates: Whether the command needs the validation table; if not, it needs the training table,
+                and takes no other.
 
         Raises:
             ValueError: For an unknown task, missing files, and as :func:`sparsebert.tasks.load_files`.
@@ -161,6 +162,11 @@ class DataOptions:
             return self.data
         if self.validation_file is None and validates:
             raise ValueError("--validation-file is missing: your own task needs a table to evaluate on")
+        if self.validation_file is not None and not validates:
+            raise ValueError(
+                f"--validation-file {self.validation_file} does not apply: the command reads training "
+                "examples alone; omit it, or name it with --train-file"
+            )
         labels = None if self.labels is None else comma_separated("--labels", self.labels)
         defined = labels is not None or outputs is not None or self.lm is not None
         if self.train_file is None and not (validates and defined):

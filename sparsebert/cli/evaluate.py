@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from sparsebert.cli.shared_options import (
     seed_list,
 )
 from sparsebert.cli.stamped import stamped
+
+if TYPE_CHECKING:
+    from sparsebert.results import Record
 
 
 @flattened
@@ -70,19 +73,13 @@ def evaluate(
         raise ValueError(f"--min-row-weights {min_row_weights} requires --compact: add it")
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.lottery.find_runs import load_ticket, trained_models
-    from sparsebert.report.format import counted, mean_and_verdict, mean_text, verdict_notes
+    from sparsebert.lottery.find_runs import trained_models
+    from sparsebert.report.format import counted
     from sparsebert.report.robustness_tables import robustness_tables
-    from sparsebert.tasks.models import head_labels, short_name, skeleton
-    from sparsebert.tasks.verdict import chance_metrics, summarise
+    from sparsebert.tasks.models import head_labels
     from sparsebert.workflows.assemble import examples_of, task_of
-    from sparsebert.workflows.evaluate import Evaluation, evaluate_compacted, evaluate_each
-    from sparsebert.workflows.predictions import (
-        prediction_rows,
-        require_ending,
-        share_of_other_answers,
-        write_predictions,
-    )
+    from sparsebert.workflows.evaluation_records import EvaluationRecords
+    from sparsebert.workflows.predictions import require_ending, write_predictions
 
     hush_transformers()
     if predictions is not None:
@@ -94,77 +91,65 @@ def evaluate(
     dense_models = trained_models(dense, numbers) if dense else {}
     source = data.source(name, head_labels(next(iter(models.values()))) if data.user_tables else None)
     examples = examples_of(data.mapped(task_of(name, source)), source, train=False)
-    definition = examples.task
-    chance = chance_metrics(definition, examples.validation)
-    if predictions is not None and definition.models_language:
+    if predictions is not None and examples.task.models_language:
         raise ValueError(f"--predictions needs a task with examples; {name} is language modelling: omit it")
-    variants = {"": examples.validation, **perturbations.variants(examples)}
-    answered: list[dict[str, Any]] = []  # rows of --predictions
-    robustness: list[dict[str, Any]] = []
-
-    def evaluated(
-        seed: int | None, path: str, step: Callable[[str], None], *, pruned: bool = True
-    ) -> dict[str, Any]:
-        step(f"evaluating {path} on {name}")
-        loaded = load_ticket(ticket, skeleton(path)) if ticket and pruned else None
-        options: dict[str, Any] = {"data": examples, "max_length": data.max_length}
-        evaluations: dict[str, Evaluation] = {}
-        if compact and loaded:
-            scores = evaluate_compacted(name, path, loaded, min_row_weights=min_row_weights, **options)
-        else:
-            sparse = execution.arguments() if given and pruned else None
-            evaluations = evaluate_each(
-                definition, path, variants, ticket=loaded, max_length=data.max_length, sparse=sparse
-            )
-            scores = {"metrics": evaluations[""].metrics}
-        sparsity = loaded.sparsity if loaded else None
-        fields: dict[str, Any] = {"model": short_name(model), "seed": seed, "sparsity": sparsity}
-        fields["masks_sha256"] = loaded.digest if loaded else None
-        if data.label_pairs:
-            fields["label_map"] = data.label_pairs
-        if given and pruned:
-            fields |= execution.arguments()
-        for variant, evaluation in evaluations.items():
-            about = {"model": short_name(model if pruned else str(dense)), "seed": seed, "dense": not pruned}
-            if perturbations.names:
-                about["perturbation"] = variant or None
-            if predictions is not None:
-                answered.extend(prediction_rows(definition, variants[variant], evaluation.answers, about))
-            if variant:
-                clean = evaluations[""]
-                changes = perturbations.record(variant, examples.validation, variants[variant])
-                others = share_of_other_answers(definition, clean.answers, evaluation.answers)
-                row = {"task": name, **fields, "dense": not pruned, "metric": definition.metric, **changes}
-                row |= {"clean": clean.metrics, "metrics": evaluation.metrics, "other_answers": others}
-                robustness.append(stamped("robustness", row))
-        return stamped("eval", {"task": name, **fields, **scores, "chance": chance})
-
+    evaluation = EvaluationRecords(
+        task=name,
+        data=examples,
+        model=model,
+        dense=dense,
+        ticket=ticket,
+        max_length=data.max_length,
+        sparse=execution.arguments() if given else None,
+        min_row_weights=min_row_weights if compact else None,
+        label_map=data.label_pairs,
+        changes=perturbations.changes(),
+        keep_predictions=predictions is not None,
+    )
     with progress() as step:
-        rows = [evaluated(seed, path, step) for seed, path in models.items()]
-        dense_rows = [evaluated(seed, path, step, pruned=False) for seed, path in dense_models.items()]
+        pruned_rows = [evaluation.evaluate(path, seed, progress=step) for seed, path in models.items()]
+        dense_rows = [
+            evaluation.evaluate(path, seed, dense=True, progress=step) for seed, path in dense_models.items()
+        ]
+    rows = [stamped("eval", row) for row in pruned_rows]
+    _print_metrics(rows)
+    if len(rows) > 1 or dense_rows:
+        rows.append(_summary_row(examples.task.metric, rows, dense_rows))
+    robustness = [stamped("robustness", row) for row in evaluation.robustness]
+    if robustness:
+        print_tables(robustness_tables(robustness))
+    if predictions is not None:
+        write_predictions(predictions, evaluation.predictions)
+        typer.echo(f"{counted(len(evaluation.predictions), 'prediction')}: {predictions}")
+    if json is not None:
+        results.append(json, [*rows, *robustness])
+
+
+def _print_metrics(rows: Sequence[Record]) -> None:
+    """Print the metrics of each model."""
     for row in rows:
         of_seed = f" (seed {row['seed']})" if len(rows) > 1 else ""
         typer.echo("\n".join(f"{key} {value:.4f}{of_seed}" for key, value in row["metrics"].items()))
         if "compaction" in row:
             typer.echo(_compaction_text(row))
-    if len(rows) > 1 or dense_rows:
-        summary = summarise(definition.metric, rows, dense_rows)
-        rows.append(stamped("eval_seeds", {"task": name, "model": short_name(model), **summary}))
-        typer.echo(f"{summary['metric']} {mean_and_verdict(summary)}")
-        if dense_rows:
-            typer.echo(f"dense {summary['metric']} {mean_text(summary['dense_mean'], summary['dense_std'])}")
-        for note in verdict_notes([{"task": name, **summary}]):
-            typer.echo(note)
-    if robustness:
-        print_tables(robustness_tables(robustness))
-    if predictions is not None:
-        write_predictions(predictions, answered)
-        typer.echo(f"{counted(len(answered), 'prediction')}: {predictions}")
-    if json is not None:
-        results.append(json, [*rows, *robustness])
 
 
-def _compaction_text(row: dict[str, Any]) -> str:
+def _summary_row(metric: str, rows: Sequence[Record], dense_rows: Sequence[Record]) -> Record:
+    """Print the mean over the models and the verdict against the dense ones, and return their record."""
+    from sparsebert.report.format import mean_and_verdict, mean_text, verdict_notes
+    from sparsebert.tasks.verdict import summarise
+
+    summary = summarise(metric, rows, dense_rows)
+    task, model = rows[0]["task"], rows[0]["model"]
+    typer.echo(f"{metric} {mean_and_verdict(summary)}")
+    if dense_rows:
+        typer.echo(f"dense {metric} {mean_text(summary['dense_mean'], summary['dense_std'])}")
+    for note in verdict_notes([{"task": task, **summary}]):
+        typer.echo(note)
+    return stamped("eval_seeds", {"task": task, "model": model, **summary})
+
+
+def _compaction_text(row: Record) -> str:
     """Return a line about the weights that compaction kept, and the change of the outputs by compaction."""
     weights, change = row["compaction"]["weights"], row["compaction"]["output_change"]
     least = row["compaction"]["min_row_weights"]

@@ -68,10 +68,10 @@ def heal(
     """Train a pruned model's kept weights, without labels, until it answers as the dense model does.
 
     Pruned weights stay zero. The model learns the dense model's hidden states, and its sentence embeddings
-    or, for classifiers and question answering, its logits. A tenth of the texts decides which state is kept,
-    so that the result is never worse than the start, and another tenth judges it. A run that was killed goes
-    on where it was when the command is repeated. Of a --task or --train-file, the texts of the training
-    examples are read, not their labels.
+    or, for classifiers and question answering, its logits. A tenth of the texts decides which state is kept:
+    on them, neither its loss nor its outputs are worse than those of the start. Another tenth only judges it.
+    A run that was killed goes on where it was when the command is repeated. Of a --task or --train-file, the
+    texts of the training examples are read, not their labels.
     """
     if steps is not None and minutes is not None:
         raise ValueError("--steps conflicts with --minutes: both set the length of the training; omit one")

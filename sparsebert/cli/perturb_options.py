@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from sparsebert.cli.shared_options import comma_separated, require_applicable
 
 if TYPE_CHECKING:
-    from sparsebert.tasks import Examples, TaskData
+    from sparsebert.workflows.evaluation_records import TextChange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,41 +50,17 @@ class PerturbOptions:
 
     @property
     def names(self) -> list[str]:
-        """The names of the changes, each once."""
-        return list(dict.fromkeys(comma_separated("--perturb", self.perturb))) if self.perturb else []
+        """The names of the changes."""
+        return [] if self.perturb is None else comma_separated("--perturb", self.perturb)
 
-    def severity_of(self, name: str) -> float | None:
-        """Return the severity of a change, that of the user or its own; None if it has no degrees."""
+    def changes(self) -> list[TextChange]:
+        """Return the changes, those with degrees in the user's severity or else in their own."""
         from sparsebert.tasks.perturbations import PERTURBATIONS
+        from sparsebert.workflows.evaluation_records import TextChange
 
-        usual = PERTURBATIONS[name].severity
-        return usual if usual is None or self.severity is None else self.severity
+        def severity(usual: float | None) -> float | None:
+            return usual if usual is None or self.severity is None else self.severity
 
-    def variants(self, examples: TaskData) -> dict[str, dict[str, Examples]]:
-        """Return the changed validation examples by split, by the name of the change.
-
-        Raises:
-            ValueError: As :func:`sparsebert.tasks.perturbations.perturbed`.
-        """
-        from sparsebert.tasks.perturbations import perturbed
-
-        return {
-            name: {
-                split: perturbed(
-                    rows, examples.task, name, severity=self.severity_of(name), seed=self.perturb_seed
-                )
-                for split, rows in examples.validation.items()
-            }
-            for name in self.names
-        }
-
-    def record(
-        self, name: str, before: Mapping[str, Examples], after: Mapping[str, Examples]
-    ) -> dict[str, Any]:
-        """Return the fields of a record that describe a change: what it is, and the share that it reaches."""
-        from sparsebert.tasks.perturbations import share_changed
-
-        sizes = [(share_changed(rows, after[split]), len(rows)) for split, rows in before.items()]
-        changed = sum(share * size for share, size in sizes) / sum(size for _, size in sizes)
-        described = {"perturbation": name, "severity": self.severity_of(name)}
-        return {**described, "perturb_seed": self.perturb_seed, "changed": changed}
+        return [
+            TextChange(name, severity(PERTURBATIONS[name].severity), self.perturb_seed) for name in self.names
+        ]

@@ -187,7 +187,7 @@ def prune(
     if task is not None or data.user_files:
         task = data.task_name(task)
         data.require_applicable_folder([task])
-        source = data.source(task)
+        source = data.source(task, validates=False)
         definition = data.mapped(task_of(task, source))
     tickets: dict[int, Ticket] = {}
     with progress() as step:

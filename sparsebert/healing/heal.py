@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.bert import positions, resolve, structure
+from sparsebert.bert import is_bert_like, positions, resolve, structure
 from sparsebert.healing.settings import MAX_LENGTH, HealingSettings
 from sparsebert.pruning.gradients import evaluating
 from sparsebert.tickets.provenance import weight_hash
@@ -36,7 +36,7 @@ class Healing:
             was not finite.
         loss_before, loss_after: Loss on the validation texts, by which the best state was chosen.
         agreement_before, agreement_after: Mean cosine of the embeddings (or the logits) to the dense model's
-            on texts that neither trained nor chose.
+            on texts that neither trained nor chose, so that it may fall.
         measure: "embeddings" or "logits".
         texts: Number of texts that trained, chose and judged.
         precision: Precision of matrix products in training.
@@ -79,7 +79,9 @@ def heal_(
 
     Pruned weights stay zero in every step. The loss is read from the hidden states after each layer, and from
     the sentence embeddings or, for classifiers and question answering, the logits; labels are never needed.
-    The state with the lowest loss on held-out texts is kept, so that the model never gets worse by it.
+    Held-out texts decide: of the states whose embeddings or logits are at least as close to the dense model's
+    as those of the start, the one with the lowest loss is kept. If none has a lower loss than the start, the
+    weights stay as they are.
 
     Args:
         model: The pruned model, a Hugging Face model with plain linear layers.
@@ -97,8 +99,9 @@ def heal_(
         What was done.
 
     Raises:
-        ValueError: The model has no zeros or is not float32, the teacher has another architecture, the texts
-            are too few, a setting is out of range, or the checkpoint belongs to another healing.
+        ValueError: The model is not a BERT-like encoder, has no zeros or is not float32, the teacher has
+            another architecture, the texts are too few, a setting is out of range, or the checkpoint belongs
+            to another healing.
     """
     # Late: importing sparsebert stays quick.
     from sparsebert.healing.bf16_products import bf16_products, suits
@@ -111,6 +114,7 @@ def heal_(
 
     began = time.perf_counter()
     options = HealingSettings(**settings)
+    require_encoder(model)
     max_length = _max_length(model, options)
     require_same_architecture(model, teacher)
     _require_float32(model, teacher)
@@ -131,6 +135,7 @@ def heal_(
         student = stack.enter_context(Student(model, ticket, options.embeddings))
         identity = _identity(model, ticket, rows, options)
         saved = Checkpoint.load(checkpoint, identity) if checkpoint is not None else None
+        say("comparing with the dense model")
         budget = Budget(
             options.minutes * 60 if options.steps is None else None,
             options.steps,
@@ -147,7 +152,6 @@ def heal_(
             budget=budget,
             progress=say,
         )
-        say("comparing with the dense model")
         before, start = healer.agreement(), student.weights()
         state, best = (healer.search(), start) if saved is None else restored(saved, student)
         best = healer.train(state, best, Saving(checkpoint, identity) if checkpoint is not None else None)
@@ -170,6 +174,19 @@ def heal_(
         precision="bf16" if bf16 else "fp32",
         sparsity=ticket.sparsity,
     )
+
+
+def require_encoder(model: nn.Module) -> None:
+    """Raise ValueError, saying what the model is, unless healing can read its hidden states."""
+    from sparsebert.tasks.models import is_decoder  # late: importing sparsebert stays quick
+
+    config = getattr(model, "config", None)
+    if not is_bert_like(model) and hasattr(config, "model_type") and is_decoder(config):
+        raise ValueError(
+            f"healing takes BERT, RoBERTa, DistilBERT and ELECTRA encoders; {type(model).__name__} is a "
+            "decoder: train it on text instead, with `sparsebert train --lm causal --method ticket`"
+        )
+    structure(model)
 
 
 def zeros_of(model: nn.Module) -> Ticket:

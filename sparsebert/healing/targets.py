@@ -68,26 +68,23 @@ class Reader:
         return states.mean(1) if self._pooling == "mean" else states[:, 0]
 
     def loss(self, output: Targets, target: Targets) -> Tensor:
-        """Return the distance of outputs from their targets, a scalar of float32.
+        """Return the distance of hidden states and outputs from their targets, a scalar of float32.
 
         The mean over layers of the squared error's share in the variance of the target's states, plus the
-        mean over texts of 1 - cosine of the embeddings, or over examples of KL(target || output) of the
-        logits (where no softmax follows, for scores and several labels at once: the squared error).
+        :meth:`output_loss`.
         """
         wanted = target.states.float()
         error = (output.states.float() - wanted).square().sum((1, 2, 3))
         spread = (wanted - wanted.mean((1, 2), keepdim=True)).square().sum((1, 2, 3))
         loss = (error / spread.clamp_min(torch.finfo(torch.float32).tiny)).mean()
-        return loss + self._head_loss(output, target)
+        return loss + self.output_loss(output, target)
 
-    def agreement(self, output: Targets, target: Targets) -> Tensor:
-        """Return the cosine of each text's embeddings, or of its logits, float32 [texts]."""
-        if output.logits is None or target.logits is None:
-            pair = self.embedding(output.states[-1].float()), self.embedding(target.states[-1].float())
-            return F.cosine_similarity(*pair, dim=1)
-        return F.cosine_similarity(output.logits.flatten(1), target.logits.flatten(1), dim=1)
+    def output_loss(self, output: Targets, target: Targets) -> Tensor:
+        """Return the distance of outputs alone from their targets, a scalar of float32.
 
-    def _head_loss(self, output: Targets, target: Targets) -> Tensor:
+        The mean over texts of 1 - cosine of the embeddings, or over examples of KL(target || output) of the
+        logits (where no softmax follows, for scores and several labels at once: the squared error).
+        """
         if output.logits is None or target.logits is None:
             return 1 - self.agreement(output, target).mean()
         logits, wanted = output.logits.float(), target.logits.float()
@@ -97,6 +94,13 @@ class Reader:
             logits.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True
         )
         return divergence.sum(-1).mean()
+
+    def agreement(self, output: Targets, target: Targets) -> Tensor:
+        """Return the cosine of each text's embeddings, or of its logits, float32 [texts]."""
+        if output.logits is None or target.logits is None:
+            pair = self.embedding(output.states[-1].float()), self.embedding(target.states[-1].float())
+            return F.cosine_similarity(*pair, dim=1)
+        return F.cosine_similarity(output.logits.flatten(1), target.logits.flatten(1), dim=1)
 
     def _logits(self, output: Any) -> Tensor | None:
         if not self._has_logits:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ class State:
         trials: Learning rates that were tried, with the loss on the validation texts after each; None if it
             was not finite.
         loss_before: Loss on the validation texts at the start.
-        best_loss: The lowest loss on the validation texts.
-        best_step: Step of the lowest loss; 0 for the start.
+        best_loss: Loss of the best weights on the validation texts.
+        best_step: Step of the best weights; 0 for the start.
         step: Optimizer steps taken.
         tokens: Tokens trained on.
         share: Share of the schedule that is done.
@@ -62,6 +62,13 @@ class State:
     tokens: int = 0
     share: float = 0.0
     looked_at: float = 0.0
+
+
+class _HeldOut(NamedTuple):
+    """Mean losses of the validation texts: with the hidden states, and of the outputs alone."""
+
+    loss: float
+    outputs: float
 
 
 class Healer:
@@ -94,6 +101,8 @@ class Healer:
         self._train_targets, self._held_out_targets = train_targets, held_out_targets
         self._settings, self._budget, self._say = settings, budget, progress
         self._look_seconds = math.inf
+        # Losses of the start: nothing that is kept is worse.
+        self._start = self._held_out()
 
     def agreement(self) -> float:
         """Return the mean agreement with the dense model on the texts that neither train nor choose."""
@@ -112,7 +121,7 @@ class Healer:
         than the one before it. Each gets the same few steps, with a schedule of their own, and is judged by
         the validation texts. A budget of few steps goes into the training alone.
         """
-        before = self._held_out_loss()
+        before = self._start.loss
         if self._settings.learning_rate is not None:
             return State(self._settings.learning_rate, [], before, before)
         steps = self._trial_steps()
@@ -143,11 +152,11 @@ class Healer:
 
         Args:
             state: Where the training is; updated.
-            best: Weights with the lowest loss so far.
+            best: The best weights so far.
             saving: Where checkpoints go; None for none.
 
         Returns:
-            The weights with the lowest loss on the validation texts.
+            The best weights, by the validation texts.
         """
         order = training_steps(self._rows.train, self._settings.tokens, self._settings.seed)
         for batches in itertools.islice(order, state.step, None):
@@ -188,7 +197,7 @@ class Healer:
         order = training_steps(self._rows.train, self._settings.tokens, self._settings.seed)
         for step, batches in enumerate(itertools.islice(order, steps)):
             self._take_step(batches, rate * warmed_and_decayed((step + 0.5) / steps))
-        loss = self._held_out_loss()
+        loss = self._held_out().loss
         self._student.set_weights(start)
         self._student.begin()
         return loss if math.isfinite(loss) else math.inf
@@ -209,23 +218,29 @@ class Healer:
         self._budget.note_step(time.perf_counter() - began)
         return total
 
-    def _held_out_loss(self) -> float:
-        """Return the mean loss of the validation texts."""
+    def _held_out(self) -> _HeldOut:
+        """Return the mean losses of the validation texts."""
         began = time.perf_counter()
-        rows, total = self._rows.validation, 0.0
+        rows, loss, outputs = self._rows.validation, 0.0, 0.0
         with torch.no_grad():
             for texts in batches_of_one_length(rows, self._settings.tokens):
                 inputs = inputs_of(rows, texts, self._student.device)
                 target = self._held_out_targets(texts, inputs)
-                total += float(self._read.loss(self._read(self._student.model, inputs), target)) * len(texts)
+                output = self._read(self._student.model, inputs)
+                loss += float(self._read.loss(output, target)) * len(texts)
+                outputs += float(self._read.output_loss(output, target)) * len(texts)
         self._look_seconds = min(self._look_seconds, time.perf_counter() - began)
-        return total / len(rows)
+        return _HeldOut(loss / len(rows), outputs / len(rows))
 
     def _look(self, state: State, best: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the better of the best weights and those of now, by the validation texts."""
-        loss = self._held_out_loss()
+        """Return the better of the best weights and those of now, by the validation texts.
+
+        Weights are better if their loss is lower, and their outputs no farther from the dense model's than
+        those of the start.
+        """
+        loss, outputs = self._held_out()
         state.looked_at = state.share
-        if loss < state.best_loss:
+        if loss < state.best_loss and outputs <= self._start.outputs:
             state.best_loss, state.best_step = loss, state.step
             return self._student.weights()
         if not loss < _DIVERGED * state.loss_before:
@@ -265,7 +280,7 @@ class Saving:
         Args:
             student: The model in training.
             state: Where its training is.
-            best: Weights with the lowest loss so far.
+            best: The best weights so far.
             seconds: Time spent so far.
         """
         began = time.monotonic()
@@ -282,7 +297,7 @@ def restored(saved: Checkpoint, student: Student) -> tuple[State, dict[str, Tens
     """Bring a student to the state of a checkpoint.
 
     Returns:
-        Where the training is, and the weights with the lowest loss so far.
+        Where the training is, and the best weights so far.
     """
     best = student.weights()
     state = State(**{each.name: saved.numbers[each.name] for each in fields(State)})

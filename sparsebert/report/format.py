@@ -36,6 +36,11 @@ def workload_title(workload: Record) -> str:
     return f"{model}, {batch_text(workload)}, {arithmetic}"
 
 
+def label_map_text(record: Record) -> str:
+    """Return the labels of the data as outputs of the model, "" without a label map."""
+    return ", ".join(f"{label}={output}" for label, output in (record.get("label_map") or {}).items())
+
+
 def model_and_arithmetic(workload: Record) -> tuple[str, str]:
     """Return the model of a workload, and its dtype and threads, in words."""
     weights = ", random weights" if workload["random_weights"] else ""

@@ -43,10 +43,16 @@ def healing_lines(record: Record) -> list[str]:
     )
     if not record["healed"]:
         return [work, "no state was better on the held-out texts: the weights are those of the start"]
-    return [
+    lines = [
         work,
         f"held-out loss {record['loss_before']:.4f} -> {record['loss_after']:.4f} ({texts['validation']} "
         f"texts), at step {record['best_step']}",
         f"cosine to the dense model's {record['measure']} {record['agreement_before']:.4f} -> "
         f"{record['agreement_after']:.4f} ({texts['judge']} other texts), {record['sparsity']:.2%} sparse",
     ]
+    if record["agreement_after"] < record["agreement_before"]:
+        lines.append(
+            f"the cosine fell on these {texts['judge']} texts, which do not decide; on the "
+            f"{texts['validation']} that do, the {record['measure']} came no farther from the dense model's"
+        )
+    return lines

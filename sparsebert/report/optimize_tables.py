@@ -31,17 +31,16 @@ def _table(rows: Sequence[Record]) -> Table:
         "x dense fp32": lambda row: f"{row['speedup']:.2f}x{_doubt(row)}",
         "from sparsity": lambda row: f"{row['sparsity_gain']:.2f}x{_doubt(row)}",
     }
-    what = (
-        f"{first['measure']} above a constant guess, as a share of the dense model's, lower end of a 90 % "
-        "interval"
-        if first["labels"]
-        else "mean cosine to the outputs of the dense model"
-    )
+    if first["labels"]:
+        gain = f"{first['measure']} above a constant guess, as a share of the dense model's"
+        what, bounded = f"lower end of a 90 % interval of {gain}", "it"
+    else:
+        what, bounded = "mean cosine to the outputs of the dense model", "the lower end of its 90 % interval"
     notes = [
         f"{machine_text(first['environment'])}. * = chosen. Quality: {what}, on {first['judged']['search']} "
-        f"texts of the search, of which the bound {first['keep']:g} must hold for the lower end of a 90 % "
-        f"interval; verdict: the same on {first['judged']['verdict']} texts that the search has not seen. "
-        "All forms are fused; from sparsity: against the dense form in the same precision and packing."
+        f"texts of the search; {bounded} must be at least {first['keep']:g}. Verdict: the same on "
+        f"{first['judged']['verdict']} texts that the search has not seen. All forms are fused; from "
+        "sparsity: against the dense form in the same precision and packing."
     ]
     if any(row["busy"] for row in rows):
         notes.append(BUSY_NOTE)

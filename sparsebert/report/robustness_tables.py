@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
-from sparsebert.report.format import MISSING, Record, mean_text, span_text
+from sparsebert.report.format import MISSING, Record, label_map_text, mean_text, span_text
 from sparsebert.report.table import Table
 
 _NOTE = (
@@ -25,7 +25,7 @@ def robustness_tables(records: Iterable[Record]) -> list[Table]:
     """Return a table for each task, model, label map and seed of the changes, from "robustness" records."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for row in records:
-        key = row["task"], row["model"], str(row["perturb_seed"]), _label_map(row)
+        key = row["task"], row["model"], str(row["perturb_seed"]), label_map_text(row)
         groups.setdefault(key, []).append(row)
     return [_table(task, model, seed, rows) for (task, model, seed, _), rows in groups.items()]
 
@@ -68,14 +68,10 @@ def _table(task: str, model: str, seed: str, rows: Sequence[Record]) -> Table:
         notes.append(f"Mean and standard deviation (n - 1) of {counts} seeds.")
     if any(map(_differ, (dense, *forms.values()))):
         notes.append(_REPLACED)
-    if label_map := _label_map(rows[0]):
+    if label_map := label_map_text(rows[0]):
         notes.append(f"Labels of the data as outputs of the model: {label_map}.")
     title = f"Robustness: {model} on {task}, {metric}, changes of seed {seed}"
     return Table(title, tuple(columns), tuple(lines), tuple(notes))
-
-
-def _label_map(row: Record) -> str:
-    return ", ".join(f"{label}={output}" for label, output in (row.get("label_map") or {}).items())
 
 
 def _columns_that_tell_apart(forms: Collection[tuple[object, ...]]) -> list[str]:

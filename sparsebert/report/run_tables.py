@@ -15,6 +15,7 @@ from sparsebert.report.format import (
     MISSING,
     Record,
     granularity_text,
+    label_map_text,
     mean_and_verdict,
     mean_text,
     span_text,
@@ -245,7 +246,7 @@ def _evaluation_table(title: str, rows: Sequence[Record]) -> Table:
     }
     if any(row.get("label_map") for row in rows):
         # The model was trained on another data set.
-        columns["label map"] = lambda row: _pairs(row.get("label_map") or {})
+        columns["label map"] = lambda row: label_map_text(row) or MISSING
     compacted = [row for row in rows if "compaction" in row]
     if not compacted:
         return Table.of(title, columns, rows)
@@ -262,10 +263,6 @@ def _evaluation_table(title: str, rows: Sequence[Record]) -> Table:
         "metric of the masked model before compaction; other answers: over the first validation batches."
     )
     return Table.of(title, columns, rows, [note])
-
-
-def _pairs(label_map: dict[str, str]) -> str:
-    return ", ".join(f"{label}={output}" for label, output in label_map.items()) or MISSING
 
 
 def _where_compacted(cell: Cell) -> Cell:

@@ -94,15 +94,24 @@ def load_model(
     return _require_prunable(model, name), tokenizer
 
 
+def is_decoder(config: Any) -> bool:
+    """Whether a model of this configuration reads texts from left to right, as GPT-2 and Llama do."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if config.model_type not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    # BERT has a class for both directions, and reads in both unless its configuration says otherwise.
+    return config.model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(
+        getattr(config, "is_decoder", False)
+    )
+
+
 def _require_direction(name: str, config: Any, task: Task) -> None:
     """Raise ValueError for causal language modelling of an encoder, and for masked one of a decoder."""
     from transformers.models.auto import modeling_auto as auto
 
     masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    is_decoder = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    # BERT has a class for both, and reads in both directions unless its configuration says otherwise.
-    is_decoder = is_decoder and (not masked or getattr(config, "is_decoder", False))
-    if task.kind == "clm" and not is_decoder:
+    if task.kind == "clm" and not is_decoder(config):
         raise ValueError(
             f"{name} ({config.model_type}) reads texts in both directions; {task.name} is causal language "
             "modelling: use a decoder, such as GPT-2 or Llama, or masked language modelling"

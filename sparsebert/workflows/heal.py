@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebert.compact import expand_
-from sparsebert.healing.heal import Healing, heal_, zeros_of
+from sparsebert.healing.heal import Healing, heal_, require_encoder, zeros_of
 from sparsebert.healing.settings import MAX_LENGTH, HealingSettings
 from sparsebert.healing.texts import Text
 from sparsebert.hf.attach_quantizer import has_quantizer, recorded_option
@@ -59,6 +59,7 @@ def heal(
     """
     progress(f"loading {name}")
     model = load_as_saved(name)
+    require_encoder(model)
     saved = plan(model) if has_quantizer(model) else None
     origin = recorded_option(model, "origin", {})
     dtype = model.dtype

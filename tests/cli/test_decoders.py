@@ -214,7 +214,7 @@ class TestBadInput:
 def test_pruning_without_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: list[str]
 ) -> None:
-    """Calibrated on texts, with a tokenizer that has no padding token; what cannot follow is not offered."""
+    """Calibrated on texts, with a tokenizer that has no padding token; healing is refused."""
     model = decoders.saved(tmp_path / "gpt2", decoders.gpt2(pad_token_id=None))
     options = ["--method", "sparsegpt", "--sparsity", "0.5", "--texts", text[1], "--count", "8"]
     pruned = tmp_path / "pruned"
@@ -225,3 +225,6 @@ def test_pruning_without_training(
     weights = transformers.GPT2LMHeadModel.from_pretrained(pruned).state_dict()
     for key, mask in Ticket.load(pruned / "ticket.safetensors").masks.items():
         assert not weights[f"transformer.{key}.weight"].t()[~mask].any()
+    # Without a teacher too: what the model is comes first.
+    line = refused(capsys, "heal", str(pruned), "--texts", text[1], "--output", str(tmp_path / "healed"))
+    assert "GPT2LMHeadModel is a decoder: train it on text" in line

@@ -129,6 +129,8 @@ class TestTask:
         assert "--label-map applies only with --task" in refused(capsys, *asked, "--label-map", "0=1")
         del asked[asked.index("--texts") : asked.index("--texts") + 2]
         assert "--texts is missing" in refused(capsys, *asked)
+        own = ["--train-file", str(table), "--validation-file", str(table)]
+        assert f"--validation-file {table} does not apply" in refused(capsys, *asked, *own)
 
 
 class TestFolders:

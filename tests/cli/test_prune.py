@@ -45,9 +45,16 @@ class TestSnip:
     def test_files_of_one_s_own_will_do(self, asked: list[str], output: Path, tmp_path: Path) -> None:
         table = tmp_path / "own.csv"
         table.write_text("text,label\nthe film is good,1\nthe plot is bad,0\n")
-        own = ["--train-file", str(table), "--validation-file", str(table)]
-        assert app.main([*asked, "--method", "snip", *own]) == 0
+        assert app.main([*asked, "--method", "snip", "--train-file", str(table)]) == 0
         assert Ticket.load(output).sparsity == 0.5
+
+    @pytest.mark.parametrize("method", ["snip", "sparsegpt"])
+    def test_a_validation_file_which_nothing_reads_is_refused(
+        self, method: str, capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
+    ) -> None:
+        own = ["--method", method, "--validation-file", "dev.csv", "--output", str(tmp_path / "pruned")]
+        for train in ([], ["--train-file", "train.csv"]):
+            assert "--validation-file dev.csv does not apply" in refused(capsys, *asked, *own, *train)
 
     def test_a_collapsed_layer_is_a_warning_of_one_line(
         self, asked: list[str], there: list[str], capsys: pytest.CaptureFixture[str]

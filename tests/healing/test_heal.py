@@ -14,6 +14,8 @@ from sparsebert import Ticket, sparsify_
 from sparsebert.bert import prunable, resolve, weight_of
 from sparsebert.healing import heal, schedule, training
 from sparsebert.healing.heal import Healing, heal_, zeros_of
+from sparsebert.healing.targets import Reader
+from tests import decoders
 from tests.healing.conftest import QUICK, pruned_copy, tiny
 
 transformers = pytest.importorskip("transformers")
@@ -192,6 +194,24 @@ class TestNeverWorse:
         assert healing.agreement_after == healing.agreement_before
         assert not changed(before, model)
 
+    def test_a_lower_loss_does_not_make_up_for_outputs_that_are_worse(
+        self,
+        pruned: Any,
+        dense: Any,
+        texts: list[str],
+        tokenizer: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # The closer the outputs come, the farther they are said to be; the hidden states outweigh that.
+        true_loss = Reader.output_loss
+        monkeypatch.setattr(Reader, "output_loss", lambda *targets: -0.01 * true_loss(*targets))
+        before = states(pruned)
+        healing = heal_(pruned, texts, teacher=dense, tokenizer=tokenizer, **QUICK)
+        assert healing.steps == 16
+        assert not healing.healed
+        assert healing.loss_after == healing.loss_before
+        assert not changed(before, pruned)
+
     def test_a_run_that_diverges_goes_back_and_on_more_slowly(
         self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any
     ) -> None:
@@ -250,6 +270,16 @@ class TestBadInput:
     def test_a_model_without_zeros(self, dense: Any, texts: list[str], tokenizer: Any) -> None:
         message = self.refusal(copy.deepcopy(dense), texts, teacher=dense, tokenizer=tokenizer)
         assert message == "the model has no zeros in its encoder: heal a pruned model, or pass a ticket"
+
+    @pytest.mark.parametrize("build", [decoders.gpt2, decoders.llama])
+    def test_a_decoder(self, build: Any, texts: list[str], tokenizer: Any) -> None:
+        message = self.refusal(build(), texts, teacher=build(), tokenizer=tokenizer)
+        assert f"{type(build()).__name__} is a decoder: train it on text" in message
+
+    def test_another_family(self, texts: list[str], tokenizer: Any) -> None:
+        model = transformers.AlbertModel(transformers.AlbertConfig(num_hidden_layers=1, vocab_size=65))
+        message = self.refusal(model, texts, teacher=model, tokenizer=tokenizer)
+        assert message.endswith("AlbertModel is none of these")
 
     def test_too_few_texts_and_how_many_are_needed(
         self, pruned: Any, dense: Any, texts: list[str], tokenizer: Any

@@ -53,3 +53,11 @@ def test_the_lines_say_what_judged(record: Record) -> None:
 def test_nothing_gained_is_said(record: Record) -> None:
     _, line = healing_lines({**record, "healed": False})
     assert line == "no state was better on the held-out texts: the weights are those of the start"
+
+
+def test_a_cosine_that_fell_is_said_to_decide_nothing(record: Record) -> None:
+    *_, line = healing_lines({**record, "agreement_after": 0.61})
+    assert line == (
+        "the cosine fell on these 100 texts, which do not decide; on the 100 that do, the embeddings came no "
+        "farther from the dense model's"
+    )
