@@ -352,7 +352,8 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--label-words",
-            help="smp: one word per label, such as terrible,great, or task for the paper's words",
+            help="smp: one word per label, such as terrible,great, one for scores, or task for the paper's "
+            "words",
         ),
     ] = None
     template: Annotated[
