@@ -80,12 +80,14 @@ class Round:
         sparsity: Sparsity of the ticket; 0 if the round decides it.
         scores: Pruning method that ranks the weights, for ``Source.START`` and ``Source.TRAINED``.
         learning_rate: Learning rate of the round; None for the run's.
+        title: What the title of the round says of a ticket that is not known yet; its sparsity if empty.
     """
 
     source: Source
     sparsity: Fraction = Fraction(0)
     scores: Method = field(default_factory=Magnitude)
     learning_rate: float | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sparsebert.tasks.load_checked import load_config, load_weights
 from sparsebert.tasks.prompt_template import require_template
 
 # Task -> one word per label, in the order of the labels; for spans, words for start and end; for scores, the
-# word whose logit is the score. They follow the released code of Jiang et al., except for two tasks. That code
+# word whose logit is the score. They follow the released code of Jiang et al., but for two tasks. That code
 # renumbers the labels of MNLI but not its words, so it has "Maybe" for entailment, "No" for neutral and "Yes"
 # for contradiction; and its eval.sh has "No" for the entailment of WNLI, which run.sh does not train.
 WORDS = {

@@ -85,7 +85,7 @@ def train(
     config = _without_absent_pooler(replace(config, names=names), main_task)
     folder = RunFolder(out)
     if folder.run_json.exists() and folder.finished():
-        folder.require(config.describe())
+        folder.require(config.describe(), config.defaults())
         if distributed.is_main():
             folder.sweep()
             context.say(f"{folder.path} is finished: nothing to do")
