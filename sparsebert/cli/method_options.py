@@ -116,14 +116,15 @@ class MethodOptions:
         typer.Option(
             "--instance-weight",
             help="cap, cap-soft, cap-structured: weight of the instance-based contrastive loss [default: "
-            "0.1]",
+            "0.1; cap-structured: 0.3]",
         ),
     ] = None
     label_weight: Annotated[
         float | None,
         typer.Option(
             "--label-weight",
-            help="cap, cap-soft, cap-structured: weight of the label-based contrastive loss [default: 10]",
+            help="cap, cap-soft, cap-structured: weight of the label-based contrastive loss [default: 10; "
+            "cap-structured: 3]",
         ),
     ] = None
     contrast_temperature: Annotated[

@@ -164,7 +164,7 @@ def _run_config(
         PruningUnits(**units.arguments(lottery.granularity, lottery.scope)),
         training,
         load_ticket(ticket, skeleton(model)) if ticket else None,
-        distillation=distillation.settings(),
+        distillation=distillation.settings(lottery.distillation),
         start_ticket=load_ticket(start_ticket, skeleton(model)) if start_ticket else None,
     )
 

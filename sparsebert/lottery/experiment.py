@@ -168,7 +168,7 @@ class RunConfig:
 
     def defaults(self) -> dict[str, Any]:
         """Return the default options and training settings, in the form of :meth:`describe`."""
-        return {"options": asdict(type(self.method)()), "training": asdict(TrainingSettings())}
+        return {"options": asdict(type(self.method)()), "training": TrainingSettings().describe()}
 
     def describe(self) -> dict[str, Any]:
         """Return a description as plain JSON values; equal runs have equal descriptions."""

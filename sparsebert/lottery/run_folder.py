@@ -130,7 +130,7 @@ class RunFolder:
             defaults: Values of options that the folder's run may lack, because an earlier version began it.
         """
         expected, new = (_flat(json.loads(json.dumps(each))) for each in (defaults, config))
-        stored = expected | _flat(self._stored_config())
+        stored = expected | _flat(self.config())
         for name in {**stored, **new}:
             if stored.get(name) != new.get(name):
                 raise ValueError(
@@ -138,7 +138,8 @@ class RunFolder:
                     "choose another folder"
                 )
 
-    def _stored_config(self) -> Record:
+    def config(self) -> Record:
+        """Return the configuration of the folder's run. Raise ValueError if it cannot be read."""
         try:
             config: Record = load_json(self.run_json.read_text(encoding="utf-8"))
             if (schema := config.pop("schema")) != _SCHEMA:
