@@ -121,14 +121,6 @@ def test_sequences_in_one_row_are_never_taken_for_one() -> None:
         model.train()(**given)
 
 
-@torch.inference_mode()
-def test_a_limit_below_the_longest_sequence_in_a_row_is_refused() -> None:
-    given = ragged()
-    longest = given["max_length_q"]
-    with pytest.raises(ValueError, match=rf"^max_length_q is 1; the longest sequence has {longest} tokens$"):
-        fused("BertModel")(**given | {"max_length_q": 1})
-
-
 def test_a_layer_takes_four_products_of_which_two_add_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wide()
     sparsify_(model, blocks(model), format="panel", compact=False)
