@@ -41,10 +41,13 @@ class TrainCommandOptions:
 
     def __init__(self) -> None:
         options = [each for each in _command().params if each.param_type_name == "option"]
-        own = {each.opts[0].removeprefix("--"): each for each in options}
-        self._options = {name: each for name, each in own.items() if name not in _MANAGED}
-        self.names: Sequence[str] = tuple(self._options)
-        self.flags: Sequence[str] = tuple(name for name, each in self._options.items() if each.is_flag)
+        names = {
+            flag.removeprefix("--"): each
+            for each in options
+            for flag in (each.opts[0], *each.secondary_opts)  # --rescore, and --no-rescore
+        }
+        self.names: Sequence[str] = tuple(name for name in names if name not in _MANAGED)
+        self.flags: Sequence[str] = tuple(name for name in self.names if names[name].is_flag)
 
     def check(self, name: str, value: str | bool) -> None:
         """Raise ValueError unless the command line takes this value."""

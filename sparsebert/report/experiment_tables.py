@@ -11,15 +11,21 @@ from sparsebert.tasks import verdict
 
 DONE = "done"
 _UNITS = {"percent": (100.0, 2), "fraction": (1.0, 4)}
-# Metrics that are no share, such as perplexities, are shown as they are.
+# Metrics other than shares are shown as they are.
 _NO_SHARES = ("perplexity", "loss")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The records of a cell over its seeds."""
+    """The records of a cell over its seeds.
+
+    Attributes:
+        rows: The records.
+        reference: The records of the cell whose metric is subtracted, as the paper does; None for none.
+    """
 
     rows: tuple[Record, ...]
+    reference: tuple[Record, ...] | None = None
 
     @property
     def first(self) -> Record:
@@ -40,7 +46,11 @@ class Cell:
     def ours(self) -> verdict.Summary | None:
         """Mean and deviation of our runs in the unit of the table."""
         factor, _ = self.unit
-        return verdict.summary([factor * row["value"] for row in self.done]) if self.done else None
+        values = {row["seed"]: row["value"] for row in self.done}
+        if self.reference is not None:
+            base = {row["seed"]: row["value"] for row in self.reference if row["status"] == DONE}
+            values = {seed: value - base[seed] for seed, value in values.items() if seed in base}
+        return verdict.summary([factor * value for value in values.values()]) if values else None
 
     @property
     def our_text(self) -> str:
@@ -91,7 +101,16 @@ def _cells(group: Iterable[Record]) -> dict[tuple[str, str], Cell]:
     rows: dict[tuple[str, str], list[Record]] = {}
     for row in sorted(group, key=lambda row: (*row["place"], row["seed"])):
         rows.setdefault((row["row"], row["column"]), []).append(row)
-    return {place: Cell(tuple(each)) for place, each in rows.items()}
+    return {
+        (row, column): Cell(tuple(each), _reference(row, column, each[0]["relative_to"], rows))
+        for (row, column), each in rows.items()
+    }
+
+
+def _reference(
+    row: str, column: str, base: str | None, rows: dict[tuple[str, str], list[Record]]
+) -> tuple[Record, ...] | None:
+    return None if base is None or row == base else tuple(rows.get((base, column), ()))
 
 
 def _title(group: Sequence[Record]) -> str:
@@ -135,6 +154,11 @@ def _notes(group: Sequence[Record]) -> list[str]:
     unit = "In per cent" if first["unit"] == "percent" else "As fractions"
     spread = "mean ± standard deviation (n - 1) over" if len(seeds) > 1 else "of"
     notes = [f"{unit}, {spread} {counted(len(seeds), 'seed')}: {', '.join(map(str, seeds))}."]
+    if first["relative_to"] is not None:
+        base = next(
+            (row["row_label"] for row in group if row["row"] == first["relative_to"]), first["relative_to"]
+        )
+        notes.append(f"Minus the metric of the row {base!r}, with the same seed; that row itself is not.")
     if source is not None:
         where = ", ".join(
             filter(None, (source["table"], f"page {source['page']}" if source["page"] else "", source["url"]))
@@ -152,7 +176,7 @@ def _details(group: Sequence[Record], cells: dict[tuple[str, str], Cell]) -> Tab
             name
             for each in cells.values()
             for row in each.done
-            for name in (row.get("speed") or {}).get("ratio", {})
+            for name in row.get("speed", {}).get("ratio", {})
         )
     )
     columns = (
@@ -164,7 +188,7 @@ def _details(group: Sequence[Record], cells: dict[tuple[str, str], Cell]) -> Tab
     rows = []
     for cell in cells.values():
         done = cell.done
-        speed = next((row["speed"] for row in done if (row.get("speed") or {}).get("ratio")), None)
+        speed = next((row["speed"] for row in done if row.get("speed", {}).get("ratio")), None)
         doubt = "?" if speed and speed["busy"] else ""
         measured = [
             *(ratio_text(speed and speed["ratio"].get(name), doubt) for name in baselines),
@@ -190,13 +214,13 @@ def _detail_notes(group: Sequence[Record]) -> list[str]:
     notes = ["Minutes: wall time of all seeds. Ticket: its file, a bit a weight."]
     if group[0]["small"]:
         notes.append("Difference is empty: another model.")
-    measured = [row["speed"] for row in group if (row.get("speed") or {}).get("ratio")]
+    measured = [row["speed"] for row in group if row.get("speed", {}).get("ratio")]
     if measured:
         first = measured[0]
-        shortest, longest = first["lengths"]
+        tokens = span_text(first["lengths"], "d")
         notes.append(
             f"Speed: time of a dense baseline over ours in paired rounds, whole model in fp32, batches of "
-            f"{first['batch']} with {shortest} to {longest} tokens, {counted(first['threads'], 'thread')}; "
+            f"{first['batch']} with {tokens} tokens, {counted(first['threads'], 'thread')}; "
             "the outputs agreed first."
         )
     if any(each["busy"] for each in measured):
@@ -210,7 +234,7 @@ def _missing(group: Sequence[Record]) -> list[Table]:
     for row in group:
         if row["status"] != DONE:
             reasons.setdefault(row["reason"], []).append(row)
-        elif failed := (row.get("speed") or {}).get("failed"):
+        elif failed := row.get("speed", {}).get("failed"):
             reasons.setdefault(f"no speed: {failed}", []).append(row)
     if not reasons:
         return []

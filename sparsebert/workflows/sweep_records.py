@@ -3,6 +3,7 @@
 Fields:
     experiment, title, small      name of the file, title, and whether it is the small preset
     source, notes, unit           origin of the published numbers, and how they were made
+    relative_to                   row whose metric is subtracted in the paper's numbers, or null
     row, column                   names of row and column; row_label, column_label: their labels
     place                         [row, column], numbers from 0 in the order of the table
     seed                          seed of the run
@@ -114,6 +115,7 @@ def _record(grid: Grid, cell: Cell, fields: Record, environment: Record) -> Reco
             "source": asdict(grid.source) if grid.source else None,
             "notes": grid.notes,
             "unit": grid.unit,
+            "relative_to": grid.relative_to or None,
             "row": row,
             "column": column,
             "row_label": grid.rows[row],
