@@ -19,7 +19,7 @@ import sparsebert
 from sparsebert.atomic import DiskFullError
 from sparsebert.cli.arena import arena
 from sparsebert.cli.bench import bench
-from sparsebert.cli.command import Command
+from sparsebert.cli.command import USAGE_ERROR, Command
 from sparsebert.cli.convert import convert
 from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
@@ -57,6 +57,12 @@ COMPLETION_VARIABLE = "_SPARSEBERT_COMPLETE"
 EXECUTION_OPTIONS = ("--tolerance", "--fuse", "--no-fuse")
 TICKET_COMMANDS = ("prune", "train", "transfer")
 
+# Pairs of options of which a command line names one, and the length that they set.
+LENGTHS = (
+    ("--steps", "--epochs", "a round"),
+    ("--warmup-steps", "--warmup-ratio", "the warm-up"),
+)
+
 _MAX_MESSAGE = 1000
 # Errors of Python, numpy and torch about sizes that cannot be allocated.
 _TOO_LARGE = re.compile(r"MemoryError|[Oo]verflow|can't allocate memory|out of memory")
@@ -64,9 +70,6 @@ _TOO_LARGE = re.compile(r"MemoryError|[Oo]verflow|can't allocate memory|out of m
 app = typer.Typer(name="sparsebert", cls=GroupHelp, rich_markup_mode=None, pretty_exceptions_enable=False)
 for _name, _command in COMMANDS.items():
     app.command(_name, cls=Command)(_command)
-
-# Some versions of typer depend on click, others include a copy of it: this finds the class in both.
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def _print_version(requested: bool) -> None:
@@ -93,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except CommandFailed as failure:
         return _print_error(str(failure), failure.code)
-    except UsageError as error:
+    except USAGE_ERROR as error:
         return _print_error(" ".join(error.format_message().split()), BAD_INPUT)  # type: ignore[attr-defined]
     except (typer.Abort, KeyboardInterrupt):
         return _print_error("stopped", STOPPED)
@@ -121,9 +124,13 @@ def _run(arguments: list[str]) -> Any:
 
 
 def _require_one_length(arguments: list[str]) -> None:
-    """Raise ValueError for --steps with --epochs, whose default cannot be told from a value of the user."""
-    if {"--steps", "--epochs"} <= {argument.partition("=")[0] for argument in arguments}:
-        raise ValueError("--steps conflicts with --epochs: both set the length of a round; omit one of them")
+    """Raise ValueError for two options of one length, whose defaults cannot be told from values."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    for first, second, length in LENGTHS:
+        if {first, second} <= given:
+            raise ValueError(
+                f"{first} conflicts with {second}: both set the length of {length}; omit one of them"
+            )
 
 
 def _require_a_running_model(arguments: list[str]) -> None:
