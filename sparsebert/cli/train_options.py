@@ -38,7 +38,12 @@ class TrainCommandOptions:
 
     def __init__(self) -> None:
         options = [each for each in _command().params if each.param_type_name == "option"]
-        own = {each.opts[0].removeprefix("--"): each for each in options}
+        # A flag that is on by default has a second name, such as no-rescore, that turns it off.
+        own = {
+            name.removeprefix("--"): each
+            for each in options
+            for name in (*each.opts[:1], *each.secondary_opts[:1])
+        }
         self._options = {name: each for name, each in own.items() if name not in _MANAGED}
         self.names: Sequence[str] = tuple(self._options)
         self.flags: Sequence[str] = tuple(name for name, each in self._options.items() if each.is_flag)

@@ -26,6 +26,8 @@ _KEYS = (
 )
 _SMALL_KEYS = ("train", "seeds", "columns", "rows", "cells")
 _SOURCE_KEYS = ("paper", "title", "url", "table", "page")
+# Keys of the published numbers that are no rows.
+_PUBLISHED_KEYS = ("unit", "relative-to")
 UNITS = ("percent", "fraction")
 # Names of rows and columns become names of folders.
 _NAME = re.compile(r"\w[\w.+-]{0,59}")
@@ -89,6 +91,7 @@ def read_experiment(path: str | os.PathLike[str], options: TrainOptions, *, smal
             notes=top["notes"].text("notes").strip() if "notes" in top else "",
             metrics=_metrics(top, whole),
             published=_published(top, whole),
+            relative_to=_relative_to(top, whole),
             unit=_unit(top),
             unavailable=_unavailable(top, whole),
             small=part is preset,
@@ -183,8 +186,8 @@ def _levels(
                 f"a name of {what} must be letters, digits and . _ + - (not first), at most 60, got "
                 f"{key[:80]!r}"
             )
-        if key == "unit":
-            raise each.error("'unit' is the unit of published numbers: choose another name")
+        if key in _PUBLISHED_KEYS:
+            raise each.error(f"{key!r} is a key of published numbers: choose another name")
         nodes = dict(each.mapping(f"{what[:-1]} {key}")) if each.value is not None else {}
         label = nodes.pop("label", None)
         only = nodes.pop("columns", None) if columns is not None else None
@@ -313,11 +316,22 @@ def _unit(top: Mapping[str, Node]) -> str:
     return unit
 
 
+def _relative_to(top: Mapping[str, Node], whole: _Part) -> str | None:
+    """Return the row that published differences are differences from."""
+    nodes: Mapping[str, Node] = top["published"].mapping("published") if "published" in top else {}
+    if "relative-to" not in nodes:
+        return None
+    row = nodes["relative-to"].line_of_text("relative-to")
+    if row not in whole.rows:
+        raise unknown_key(row, nodes["relative-to"], "row of relative-to", whole.rows)
+    return row
+
+
 def _published(top: Mapping[str, Node], whole: _Part) -> dict[Place, Published]:
     """Return the paper's numbers: by row and column a number, [mean, deviation], or null for none."""
     numbers: dict[Place, Published] = {}
     for row, of_row in (top["published"].mapping("published") if "published" in top else {}).items():
-        if row == "unit":
+        if row in _PUBLISHED_KEYS:
             continue
         if row not in whole.rows:
             raise unknown_key(row, of_row, "row of published numbers", whole.rows)
