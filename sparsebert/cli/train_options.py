@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import typer
 from typer.main import get_command
 
 from sparsebert.cli.command import USAGE_ERROR, Command
+from sparsebert.cli.option_groups import require_one_length
 from sparsebert.cli.train import train
+from sparsebert.cli.train_runs import TrainRuns
 
 # Options that belong to a whole sweep, and what to write instead.
 _MANAGED = {
@@ -72,6 +75,17 @@ def parsed(line: Sequence[str]) -> dict[str, Any]:
         return dict(_command().make_context("train", list(line)).params)
     except USAGE_ERROR as error:
         raise ValueError(" ".join(error.format_message().split())) from None  # type: ignore[attr-defined]
+
+
+def requested_runs(line: Sequence[str]) -> TrainRuns:
+    """Return what a command line of ``train`` asks for; its folder and seeds are ignored.
+
+    Raises:
+        ValueError: In one line, as the command line does.
+    """
+    require_one_length(line)
+    values = train.grouped(parsed(line))  # type: ignore[attr-defined]
+    return TrainRuns(**{each.name: values[each.name] for each in fields(TrainRuns)})
 
 
 @functools.cache

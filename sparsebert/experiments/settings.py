@@ -19,9 +19,17 @@ _ALTERNATIVES = (("steps", "epochs"), ("warmup-steps", "warmup-ratio"))
 class TrainOptions(Protocol):
     """The options of ``sparsebert train`` that an experiment may set."""
 
-    names: Collection[str]
-    flags: Collection[str]
-    managed: Mapping[str, str]
+    @property
+    def names(self) -> Collection[str]:
+        """Names without dashes."""
+
+    @property
+    def flags(self) -> Collection[str]:
+        """The names of those that are flags."""
+
+    @property
+    def managed(self) -> Mapping[str, str]:
+        """Options that belong to a whole sweep, with a hint."""
 
     def check(self, name: str, value: Value) -> None:
         """Raise ValueError unless the command line takes this value."""
