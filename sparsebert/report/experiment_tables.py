@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from sparsebert.report.format import MISSING, Record, counted, megabytes, ratio_text, span_text
 from sparsebert.report.table import Table
@@ -17,9 +17,15 @@ _NO_SHARES = ("perplexity", "loss")
 
 @dataclass(frozen=True)
 class Cell:
-    """The records of a cell over its seeds."""
+    """The records of a cell over its seeds.
+
+    Attributes:
+        rows: The records.
+        base: The cell whose mean is subtracted, if the paper's numbers are differences from it.
+    """
 
     rows: tuple[Record, ...]
+    base: Cell | None = None
 
     @property
     def first(self) -> Record:
@@ -39,17 +45,30 @@ class Cell:
     @property
     def ours(self) -> verdict.Summary | None:
         """Mean and deviation of our runs in the unit of the table."""
+        base = 0.0 if self.base is None else self.base.mean
+        if not self.done or base is None:
+            return None
         factor, _ = self.unit
-        return verdict.summary([factor * row["value"] for row in self.done]) if self.done else None
+        return verdict.summary([factor * row["value"] - base for row in self.done])
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of our runs; None if there are none."""
+        return None if self.ours is None else self.ours.mean
 
     @property
     def our_text(self) -> str:
-        return MISSING if self.ours is None else _number(self.ours.mean, self.ours.std, self.unit[1])
+        return MISSING if self.ours is None else self._text(self.ours.mean, self.ours.std, self.unit[1])
 
     @property
     def their_text(self) -> str:
         published = self.first["published"]
-        return MISSING if published is None else _number(published["mean"], published["std"])
+        return MISSING if published is None else self._text(published["mean"], published["std"])
+
+    def _text(self, mean: float, std: float | None, digits: int = 2) -> str:
+        """Return ``82.61 ± 0.24``; a difference has its sign."""
+        text = f"{mean:{'+' if self.base else ''}.{digits}f}"
+        return text if std is None else f"{text} ± {std:.{digits}f}"
 
     @property
     def difference(self) -> str:
@@ -91,7 +110,14 @@ def _cells(group: Iterable[Record]) -> dict[tuple[str, str], Cell]:
     rows: dict[tuple[str, str], list[Record]] = {}
     for row in sorted(group, key=lambda row: (*row["place"], row["seed"])):
         rows.setdefault((row["row"], row["column"]), []).append(row)
-    return {place: Cell(tuple(each)) for place, each in rows.items()}
+    cells = {place: Cell(tuple(each)) for place, each in rows.items()}
+    return {place: replace(each, base=_base(each, cells)) for place, each in cells.items()}
+
+
+def _base(cell: Cell, cells: Mapping[tuple[str, str], Cell]) -> Cell | None:
+    """Return the cell whose mean is subtracted from that of ``cell``."""
+    row = cell.first.get("relative_to")
+    return None if row in (None, cell.first["row"]) else cells.get((row, cell.first["column"]), Cell(()))
 
 
 def _title(group: Sequence[Record]) -> str:
@@ -140,6 +166,9 @@ def _notes(group: Sequence[Record]) -> list[str]:
             filter(None, (source["table"], f"page {source['page']}" if source["page"] else "", source["url"]))
         )
         notes.append(f"In brackets: {source['paper']}{f' ({where})' if where else ''}.")
+    if base := first.get("relative_to"):
+        label = next(row["row_label"] for row in group if row["row"] == base)
+        notes.append(f"Signed numbers are differences from the row {label!r}, in points.")
     if first["small"]:
         notes.append("The small preset trains another model: its numbers show the shape of the result alone.")
     return notes
@@ -223,8 +252,3 @@ def _missing(group: Sequence[Record]) -> list[Table]:
         for reason, each in reasons.items()
     )
     return [Table(f"{_short_title(group)}: not run", ("cells", "runs", "reason"), rows, prose=True)]
-
-
-def _number(mean: float, std: float | None, digits: int = 2) -> str:
-    """Return ``82.61 ± 0.24`` with trailing zeros cut where there is no more to show."""
-    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"

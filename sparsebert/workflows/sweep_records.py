@@ -9,6 +9,7 @@ Fields:
     options, sources              options of ``sparsebert train`` as the file has them; option -> "row/column"
     model, task, method           the same three by themselves
     published                     {mean, std} of the paper in its unit, or null
+    relative_to                   row from whose number in the same column the published one is a difference
     status, reason                "done", or "not run" and why
 and of a cell that is done:
     metric, value                 name and value of the metric of the run's ticket, on the validation data
@@ -125,6 +126,7 @@ def _record(grid: Grid, cell: Cell, fields: Record, environment: Record) -> Reco
             "task": cell.options.get("task"),
             "method": cell.options.get("method", "imp"),
             "published": asdict(published) if published else None,
+            "relative_to": grid.relative_to,
             **fields,
             "environment": environment,
         },
