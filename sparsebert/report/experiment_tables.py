@@ -167,7 +167,7 @@ def _notes(group: Sequence[Record]) -> list[str]:
         )
         notes.append(f"In brackets: {source['paper']}{f' ({where})' if where else ''}.")
     if base := first.get("relative_to"):
-        label = next(row["row_label"] for row in group if row["row"] == base)
+        label = next((row["row_label"] for row in group if row["row"] == base), base)
         notes.append(f"Signed numbers are differences from the row {label!r}, in points.")
     if first["small"]:
         notes.append("The small preset trains another model: its numbers show the shape of the result alone.")
