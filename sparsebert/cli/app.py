@@ -1,7 +1,8 @@
 """The `sparsebert` command: assembles its commands, prints errors on one line, and sets the exit code.
 
-Exit codes: 0 success, 1 wrong outputs in a benchmark, 2 bad input (one line on stderr says what to do), 130
-interrupted. The commands import heavy modules only when they run, so that ``--help`` is fast.
+Exit codes: 0 success, 1 wrong outputs in a benchmark or missing runs of a sweep, 2 bad input (one line on
+stderr says what to do), 130 interrupted. The commands import heavy modules only when they run, so that
+``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from sparsebert.cli.heal import heal
 from sparsebert.cli.help_format import GroupHelp
 from sparsebert.cli.inspect import inspect
 from sparsebert.cli.optimize import optimize
+from sparsebert.cli.option_groups import require_one_length
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
 from sparsebert.cli.report import report
 from sparsebert.cli.start_page import TAGLINE, start_page
+from sparsebert.cli.sweep import sweep
 from sparsebert.cli.train import train
 from sparsebert.cli.transfer import transfer
 from sparsebert_kernels.errors import first_line
@@ -46,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
     "transfer": transfer,
+    "sweep": sweep,
     "convert": convert,
     "inspect": inspect,
     "report": report,
@@ -56,12 +60,6 @@ COMPLETION_VARIABLE = "_SPARSEBERT_COMPLETE"
 # Options for running a model, and commands that find tickets and write dense weights.
 EXECUTION_OPTIONS = ("--tolerance", "--fuse", "--no-fuse")
 TICKET_COMMANDS = ("prune", "train", "transfer")
-
-# Pairs of options of which a command line names one, and the length that they set.
-LENGTHS = (
-    ("--steps", "--epochs", "a round"),
-    ("--warmup-steps", "--warmup-ratio", "the warm-up"),
-)
 
 _MAX_MESSAGE = 1000
 # Errors of Python, numpy and torch about sizes that cannot be allocated.
@@ -116,21 +114,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> Any:
     if not arguments and COMPLETION_VARIABLE not in os.environ:
         return typer.echo(start_page(COMMANDS))
-    _require_one_length(arguments)
+    require_one_length(arguments)
     _require_a_running_model(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         return app(with_current_names(arguments), prog_name="sparsebert", standalone_mode=False)
-
-
-def _require_one_length(arguments: list[str]) -> None:
-    """Raise ValueError for two options of one length, whose defaults cannot be told from values."""
-    given = {argument.partition("=")[0] for argument in arguments}
-    for first, second, length in LENGTHS:
-        if {first, second} <= given:
-            raise ValueError(
-                f"{first} conflicts with {second}: both set the length of {length}; omit one of them"
-            )
 
 
 def _require_a_running_model(arguments: list[str]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import typer
 from typer.main import get_command
 
 from sparsebert.cli.command import USAGE_ERROR, Command
+from sparsebert.cli.option_groups import require_one_length
 from sparsebert.cli.train import train
+from sparsebert.cli.train_runs import TrainRuns
 
 # Options that belong to a whole sweep, and what to write instead.
 _MANAGED = {
@@ -38,10 +41,13 @@ class TrainCommandOptions:
 
     def __init__(self) -> None:
         options = [each for each in _command().params if each.param_type_name == "option"]
-        own = {each.opts[0].removeprefix("--"): each for each in options}
-        self._options = {name: each for name, each in own.items() if name not in _MANAGED}
-        self.names: Sequence[str] = tuple(self._options)
-        self.flags: Sequence[str] = tuple(name for name, each in self._options.items() if each.is_flag)
+        names = {
+            flag.removeprefix("--"): each
+            for each in options
+            for flag in (each.opts[0], *each.secondary_opts)  # --rescore, and --no-rescore
+        }
+        self.names: Sequence[str] = tuple(name for name in names if name not in _MANAGED)
+        self.flags: Sequence[str] = tuple(name for name in self.names if names[name].is_flag)
 
     def check(self, name: str, value: str | bool) -> None:
         """Raise ValueError unless the command line takes this value."""
@@ -67,6 +73,17 @@ def parsed(line: Sequence[str]) -> dict[str, Any]:
         return dict(_command().make_context("train", list(line)).params)
     except USAGE_ERROR as error:
         raise ValueError(" ".join(error.format_message().split())) from None  # type: ignore[attr-defined]
+
+
+def requested_runs(line: Sequence[str]) -> TrainRuns:
+    """Return what a command line of ``train`` asks for; its folder and seeds are ignored.
+
+    Raises:
+        ValueError: In one line, as the command line does.
+    """
+    require_one_length(line)
+    values = train.grouped(parsed(line))  # type: ignore[attr-defined]
+    return TrainRuns(**{each.name: values[each.name] for each in fields(TrainRuns)})
 
 
 @functools.cache

@@ -26,6 +26,7 @@ _KEYS = (
 )
 _SMALL_KEYS = ("train", "seeds", "columns", "rows", "cells")
 _SOURCE_KEYS = ("paper", "title", "url", "table", "page")
+_PUBLISHED_KEYS = ("unit", "relative-to")
 UNITS = ("percent", "fraction")
 # Names of rows and columns become names of folders.
 _NAME = re.compile(r"\w[\w.+-]{0,59}")
@@ -89,6 +90,7 @@ def read_experiment(path: str | os.PathLike[str], options: TrainOptions, *, smal
             notes=top["notes"].text("notes").strip() if "notes" in top else "",
             metrics=_metrics(top, whole),
             published=_published(top, whole),
+            relative_to=_relative_to(top, whole),
             unit=_unit(top),
             unavailable=_unavailable(top, whole),
             small=part is preset,
@@ -183,8 +185,8 @@ def _levels(
                 f"a name of {what} must be letters, digits and . _ + - (not first), at most 60, got "
                 f"{key[:80]!r}"
             )
-        if key == "unit":
-            raise each.error("'unit' is the unit of published numbers: choose another name")
+        if key in _PUBLISHED_KEYS:
+            raise each.error(f"{key!r} is a key of published numbers: choose another name")
         nodes = dict(each.mapping(f"{what[:-1]} {key}")) if each.value is not None else {}
         label = nodes.pop("label", None)
         only = nodes.pop("columns", None) if columns is not None else None
@@ -222,9 +224,9 @@ def _seeds(node: Node) -> tuple[int, ...]:
 
 def _labels(whole: _Part, part: _Part, which: str) -> dict[str, str]:
     """Return the labels of a part's rows or columns, in the order of the whole file."""
-    first: Mapping[str, _Level] = getattr(whole, which)
-    own: Mapping[str, _Level] = getattr(part, which)
-    return {name: own[name].label or level.label or name for name, level in first.items() if name in own}
+    levels: Mapping[str, _Level] = getattr(whole, which)
+    shown: Mapping[str, _Level] = getattr(part, which)
+    return {name: shown[name].label or level.label or name for name, level in levels.items() if name in shown}
 
 
 def _cells(file: Path, whole: _Part, part: _Part) -> Iterator[Cell]:
@@ -270,9 +272,9 @@ def _cell(file: Path, whole: _Part, part: _Part, place: Place, seed: int) -> Cel
 
 def _require_place(place: Place, whole: _Part, node: Node, option: str) -> None:
     """Raise ValueError unless the file has this row and column."""
-    for what, name, known in (("row", place.row, whole.rows), ("column", place.column, whole.columns)):
-        if name not in known:
-            raise unknown_key(name, node, f"{what} of {option}", known)
+    for what, name, names in (("row", place.row, whole.rows), ("column", place.column, whole.columns)):
+        if name not in names:
+            raise unknown_key(name, node, f"{what} of {option}", names)
 
 
 def _source(top: Mapping[str, Node]) -> Reference | None:
@@ -313,11 +315,22 @@ def _unit(top: Mapping[str, Node]) -> str:
     return unit
 
 
+def _relative_to(top: Mapping[str, Node], whole: _Part) -> str:
+    """Return the row whose metric is subtracted in the published numbers, "" for none."""
+    nodes: Mapping[str, Node] = top["published"].mapping("published") if "published" in top else {}
+    if "relative-to" not in nodes:
+        return ""
+    row = nodes["relative-to"].line_of_text("relative-to")
+    if row not in whole.rows:
+        raise unknown_key(row, nodes["relative-to"], "row of relative-to", whole.rows)
+    return row
+
+
 def _published(top: Mapping[str, Node], whole: _Part) -> dict[Place, Published]:
     """Return the paper's numbers: by row and column a number, [mean, deviation], or null for none."""
     numbers: dict[Place, Published] = {}
     for row, of_row in (top["published"].mapping("published") if "published" in top else {}).items():
-        if row == "unit":
+        if row in _PUBLISHED_KEYS:
             continue
         if row not in whole.rows:
             raise unknown_key(row, of_row, "row of published numbers", whole.rows)

@@ -19,9 +19,17 @@ _ALTERNATIVES = (("steps", "epochs"), ("warmup-steps", "warmup-ratio"))
 class TrainOptions(Protocol):
     """The options of ``sparsebert train`` that an experiment may set."""
 
-    names: Collection[str]
-    flags: Collection[str]
-    managed: Mapping[str, str]
+    @property
+    def names(self) -> Collection[str]:
+        """Names without dashes."""
+
+    @property
+    def flags(self) -> Collection[str]:
+        """The names of those that are flags."""
+
+    @property
+    def managed(self) -> Mapping[str, str]:
+        """Options that belong to a whole sweep, with a hint."""
 
     def check(self, name: str, value: Value) -> None:
         """Raise ValueError unless the command line takes this value."""
@@ -80,7 +88,7 @@ def unknown_key(key: str, node: Node, what: str, known: Collection[str]) -> Valu
 
 def _setting(name: str, node: Node, options: TrainOptions) -> Setting:
     if name in options.managed:
-        raise node.error(f"{name!r} is no option of a cell: {options.managed[name]}")
+        raise node.error(f"{name!r} cannot be an option of a cell: {options.managed[name]}")
     if name not in options.names:
         raise unknown_key(name, node, "option of sparsebert train", options.names)
     if node.value is None:
