@@ -24,8 +24,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FILE_OR_FOLDER",
-            help="files written by --json of a command or --out of a benchmark, folders of runs or of sweeps, "
-            "or folders that contain runs at any depth",
+            help="files written by --json of a command or --out of a benchmark, folders of runs or of "
+            "sweeps, or folders that contain runs at any depth",
             show_default=False,
         ),
     ],

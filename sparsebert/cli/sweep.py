@@ -85,8 +85,8 @@ def sweep(
 ) -> None:
     """Run an experiment: a table of training runs, beside the numbers of a paper.
 
-    An interrupted sweep resumes when you start it again; finished runs are only read. Cells that cannot run
-    are reported with the reason, and the command then ends with code 1.
+    An interrupted sweep resumes when you start it again; finished runs are only read. The table gives the
+    reasons of the runs that fail; the others go on, and the command ends with code 1.
     """
     require_files({"FILE": file})
     require_numbers({"--budget": budget}, least=0)
@@ -107,6 +107,8 @@ def sweep(
     records = _run(grid, lines, only or [], speed, budget, rerun_changed, keep_models)
     from sparsebert import results
     from sparsebert.report.experiment_tables import experiment_tables
+    from sparsebert.report.format import counted
+    from sparsebert.workflows.sweep import UNSELECTED
 
     tables = experiment_tables(records)
     print_tables(tables)
@@ -114,12 +116,13 @@ def sweep(
     if json is not None:
         results.append(json, records)
     typer.echo(f"runs, records and tables: {out}")
-    holes = sum(row["status"] != "done" for row in records)
-    failed = sum("failed" in (row.get("speed") or {}) for row in records)
-    if holes or failed:
-        parts = [f"{holes} of {len(records)} runs are missing"] if holes else []
-        parts += [f"{failed} tickets have no speed"] if failed else []
-        raise CommandFailed(f"{' and '.join(parts)}; the last table says why", INCOMPLETE)
+    holes = [row["reason"] for row in records if row["status"] != "done"]
+    missing = len(holes) - holes.count(UNSELECTED)
+    failed = sum("failed" in row.get("speed", {}) for row in records)
+    if missing or failed:
+        parts = [f"{counted(missing, 'run')} of {len(records)} failed"] if missing else []
+        parts += [f"{counted(failed, 'ticket')} without a speed"] if failed else []
+        raise CommandFailed(f"{', '.join(parts)}; the last table says why", INCOMPLETE)
 
 
 class _Lines:
@@ -135,7 +138,7 @@ class _Lines:
         """Names, for records, of the paths in command lines."""
         names = {folder: name for name, folder in self._models.items()}
         names[self._model(PACKAGED_MODEL)] = PACKAGED_MODEL
-        return names if self._data is None else {**names, str(self._data): "the data folder"}
+        return names if self._data is None else {**names, str(self._data): "DATA"}
 
     def of(self, cell: Cell) -> list[str]:
         """Return the arguments of ``sparsebert train`` for a cell."""

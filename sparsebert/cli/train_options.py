@@ -41,15 +41,13 @@ class TrainCommandOptions:
 
     def __init__(self) -> None:
         options = [each for each in _command().params if each.param_type_name == "option"]
-        # A flag that is on by default has a second name, such as no-rescore, that turns it off.
-        own = {
-            name.removeprefix("--"): each
+        names = {
+            flag.removeprefix("--"): each
             for each in options
-            for name in (*each.opts[:1], *each.secondary_opts[:1])
+            for flag in (each.opts[0], *each.secondary_opts)  # --rescore, and --no-rescore
         }
-        self._options = {name: each for name, each in own.items() if name not in _MANAGED}
-        self.names: Sequence[str] = tuple(self._options)
-        self.flags: Sequence[str] = tuple(name for name, each in self._options.items() if each.is_flag)
+        self.names: Sequence[str] = tuple(name for name in names if name not in _MANAGED)
+        self.flags: Sequence[str] = tuple(name for name in self.names if names[name].is_flag)
 
     def check(self, name: str, value: str | bool) -> None:
         """Raise ValueError unless the command line takes this value."""

@@ -77,8 +77,7 @@ class Grid:
         notes: How the paper ran it, and what is different here.
         metrics: Name of the metric by column; columns without one show the task's primary metric.
         published: The paper's numbers.
-        relative_to: Row from whose numbers in the same column those of the paper are differences; None for
-            plain numbers.
+        relative_to: Name of the row whose metric is subtracted in the paper's numbers; "" for none.
         unit: Unit of the published numbers and of the table: "percent" (of a share) or "fraction".
         unavailable: Reasons why columns cannot run anywhere, by name.
         small: Whether this is the small preset, whose results are not comparable with the paper's.
@@ -93,7 +92,7 @@ class Grid:
     notes: str = ""
     metrics: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[Place, Published] = field(default_factory=dict)
-    relative_to: str | None = None
+    relative_to: str = ""
     unit: str = "percent"
     unavailable: Mapping[str, str] = field(default_factory=dict)
     small: bool = False

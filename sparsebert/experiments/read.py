@@ -26,7 +26,6 @@ _KEYS = (
 )
 _SMALL_KEYS = ("train", "seeds", "columns", "rows", "cells")
 _SOURCE_KEYS = ("paper", "title", "url", "table", "page")
-# Keys of the published numbers that are no rows.
 _PUBLISHED_KEYS = ("unit", "relative-to")
 UNITS = ("percent", "fraction")
 # Names of rows and columns become names of folders.
@@ -225,9 +224,9 @@ def _seeds(node: Node) -> tuple[int, ...]:
 
 def _labels(whole: _Part, part: _Part, which: str) -> dict[str, str]:
     """Return the labels of a part's rows or columns, in the order of the whole file."""
-    first: Mapping[str, _Level] = getattr(whole, which)
-    own: Mapping[str, _Level] = getattr(part, which)
-    return {name: own[name].label or level.label or name for name, level in first.items() if name in own}
+    levels: Mapping[str, _Level] = getattr(whole, which)
+    shown: Mapping[str, _Level] = getattr(part, which)
+    return {name: shown[name].label or level.label or name for name, level in levels.items() if name in shown}
 
 
 def _cells(file: Path, whole: _Part, part: _Part) -> Iterator[Cell]:
@@ -273,9 +272,9 @@ def _cell(file: Path, whole: _Part, part: _Part, place: Place, seed: int) -> Cel
 
 def _require_place(place: Place, whole: _Part, node: Node, option: str) -> None:
     """Raise ValueError unless the file has this row and column."""
-    for what, name, known in (("row", place.row, whole.rows), ("column", place.column, whole.columns)):
-        if name not in known:
-            raise unknown_key(name, node, f"{what} of {option}", known)
+    for what, name, names in (("row", place.row, whole.rows), ("column", place.column, whole.columns)):
+        if name not in names:
+            raise unknown_key(name, node, f"{what} of {option}", names)
 
 
 def _source(top: Mapping[str, Node]) -> Reference | None:
@@ -316,11 +315,11 @@ def _unit(top: Mapping[str, Node]) -> str:
     return unit
 
 
-def _relative_to(top: Mapping[str, Node], whole: _Part) -> str | None:
-    """Return the row that published differences are differences from."""
+def _relative_to(top: Mapping[str, Node], whole: _Part) -> str:
+    """Return the row whose metric is subtracted in the published numbers, "" for none."""
     nodes: Mapping[str, Node] = top["published"].mapping("published") if "published" in top else {}
     if "relative-to" not in nodes:
-        return None
+        return ""
     row = nodes["relative-to"].line_of_text("relative-to")
     if row not in whole.rows:
         raise unknown_key(row, nodes["relative-to"], "row of relative-to", whole.rows)

@@ -88,7 +88,7 @@ def unknown_key(key: str, node: Node, what: str, known: Collection[str]) -> Valu
 
 def _setting(name: str, node: Node, options: TrainOptions) -> Setting:
     if name in options.managed:
-        raise node.error(f"{name!r} is no option of a cell: {options.managed[name]}")
+        raise node.error(f"{name!r} cannot be an option of a cell: {options.managed[name]}")
     if name not in options.names:
         raise unknown_key(name, node, "option of sparsebert train", options.names)
     if node.value is None:

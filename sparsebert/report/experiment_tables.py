@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sparsebert.report.format import MISSING, Record, counted, megabytes, ratio_text, span_text
 from sparsebert.report.table import Table
@@ -11,7 +11,7 @@ from sparsebert.tasks import verdict
 
 DONE = "done"
 _UNITS = {"percent": (100.0, 2), "fraction": (1.0, 4)}
-# Metrics that are no share, such as perplexities, are shown as they are.
+# Metrics other than shares are shown as they are.
 _NO_SHARES = ("perplexity", "loss")
 
 
@@ -21,11 +21,11 @@ class Cell:
 
     Attributes:
         rows: The records.
-        base: The cell whose mean is subtracted, if the paper's numbers are differences from it.
+        reference: The records of the cell whose metric is subtracted, as the paper does; None for none.
     """
 
     rows: tuple[Record, ...]
-    base: Cell | None = None
+    reference: tuple[Record, ...] | None = None
 
     @property
     def first(self) -> Record:
@@ -45,30 +45,21 @@ class Cell:
     @property
     def ours(self) -> verdict.Summary | None:
         """Mean and deviation of our runs in the unit of the table."""
-        base = 0.0 if self.base is None else self.base.mean
-        if not self.done or base is None:
-            return None
         factor, _ = self.unit
-        return verdict.summary([factor * row["value"] - base for row in self.done])
-
-    @property
-    def mean(self) -> float | None:
-        """Mean of our runs; None if there are none."""
-        return None if self.ours is None else self.ours.mean
+        values = {row["seed"]: row["value"] for row in self.done}
+        if self.reference is not None:
+            base = {row["seed"]: row["value"] for row in self.reference if row["status"] == DONE}
+            values = {seed: value - base[seed] for seed, value in values.items() if seed in base}
+        return verdict.summary([factor * value for value in values.values()]) if values else None
 
     @property
     def our_text(self) -> str:
-        return MISSING if self.ours is None else self._text(self.ours.mean, self.ours.std, self.unit[1])
+        return MISSING if self.ours is None else _number(self.ours.mean, self.ours.std, self.unit[1])
 
     @property
     def their_text(self) -> str:
         published = self.first["published"]
-        return MISSING if published is None else self._text(published["mean"], published["std"])
-
-    def _text(self, mean: float, std: float | None, digits: int = 2) -> str:
-        """Return ``82.61 ± 0.24``; a difference has its sign."""
-        text = f"{mean:{'+' if self.base else ''}.{digits}f}"
-        return text if std is None else f"{text} ± {std:.{digits}f}"
+        return MISSING if published is None else _number(published["mean"], published["std"])
 
     @property
     def difference(self) -> str:
@@ -110,14 +101,16 @@ def _cells(group: Iterable[Record]) -> dict[tuple[str, str], Cell]:
     rows: dict[tuple[str, str], list[Record]] = {}
     for row in sorted(group, key=lambda row: (*row["place"], row["seed"])):
         rows.setdefault((row["row"], row["column"]), []).append(row)
-    cells = {place: Cell(tuple(each)) for place, each in rows.items()}
-    return {place: replace(each, base=_base(each, cells)) for place, each in cells.items()}
+    return {
+        (row, column): Cell(tuple(each), _reference(row, column, each[0]["relative_to"], rows))
+        for (row, column), each in rows.items()
+    }
 
 
-def _base(cell: Cell, cells: Mapping[tuple[str, str], Cell]) -> Cell | None:
-    """Return the cell whose mean is subtracted from that of ``cell``."""
-    row = cell.first.get("relative_to")
-    return None if row in (None, cell.first["row"]) else cells.get((row, cell.first["column"]), Cell(()))
+def _reference(
+    row: str, column: str, base: str | None, rows: dict[tuple[str, str], list[Record]]
+) -> tuple[Record, ...] | None:
+    return None if base is None or row == base else tuple(rows.get((base, column), ()))
 
 
 def _title(group: Sequence[Record]) -> str:
@@ -161,14 +154,16 @@ def _notes(group: Sequence[Record]) -> list[str]:
     unit = "In per cent" if first["unit"] == "percent" else "As fractions"
     spread = "mean ± standard deviation (n - 1) over" if len(seeds) > 1 else "of"
     notes = [f"{unit}, {spread} {counted(len(seeds), 'seed')}: {', '.join(map(str, seeds))}."]
+    if first["relative_to"] is not None:
+        base = next(
+            (row["row_label"] for row in group if row["row"] == first["relative_to"]), first["relative_to"]
+        )
+        notes.append(f"Minus the metric of the row {base!r}, with the same seed; that row itself is not.")
     if source is not None:
         where = ", ".join(
             filter(None, (source["table"], f"page {source['page']}" if source["page"] else "", source["url"]))
         )
         notes.append(f"In brackets: {source['paper']}{f' ({where})' if where else ''}.")
-    if base := first.get("relative_to"):
-        label = next((row["row_label"] for row in group if row["row"] == base), base)
-        notes.append(f"Signed numbers are differences from the row {label!r}, in points.")
     if first["small"]:
         notes.append("The small preset trains another model: its numbers show the shape of the result alone.")
     return notes
@@ -181,7 +176,7 @@ def _details(group: Sequence[Record], cells: dict[tuple[str, str], Cell]) -> Tab
             name
             for each in cells.values()
             for row in each.done
-            for name in (row.get("speed") or {}).get("ratio", {})
+            for name in row.get("speed", {}).get("ratio", {})
         )
     )
     columns = (
@@ -193,7 +188,7 @@ def _details(group: Sequence[Record], cells: dict[tuple[str, str], Cell]) -> Tab
     rows = []
     for cell in cells.values():
         done = cell.done
-        speed = next((row["speed"] for row in done if (row.get("speed") or {}).get("ratio")), None)
+        speed = next((row["speed"] for row in done if row.get("speed", {}).get("ratio")), None)
         doubt = "?" if speed and speed["busy"] else ""
         measured = [
             *(ratio_text(speed and speed["ratio"].get(name), doubt) for name in baselines),
@@ -219,13 +214,13 @@ def _detail_notes(group: Sequence[Record]) -> list[str]:
     notes = ["Minutes: wall time of all seeds. Ticket: its file, a bit a weight."]
     if group[0]["small"]:
         notes.append("Difference is empty: another model.")
-    measured = [row["speed"] for row in group if (row.get("speed") or {}).get("ratio")]
+    measured = [row["speed"] for row in group if row.get("speed", {}).get("ratio")]
     if measured:
         first = measured[0]
-        shortest, longest = first["lengths"]
+        tokens = span_text(first["lengths"], "d")
         notes.append(
             f"Speed: time of a dense baseline over ours in paired rounds, whole model in fp32, batches of "
-            f"{first['batch']} with {shortest} to {longest} tokens, {counted(first['threads'], 'thread')}; "
+            f"{first['batch']} with {tokens} tokens, {counted(first['threads'], 'thread')}; "
             "the outputs agreed first."
         )
     if any(each["busy"] for each in measured):
@@ -239,7 +234,7 @@ def _missing(group: Sequence[Record]) -> list[Table]:
     for row in group:
         if row["status"] != DONE:
             reasons.setdefault(row["reason"], []).append(row)
-        elif failed := (row.get("speed") or {}).get("failed"):
+        elif failed := row.get("speed", {}).get("failed"):
             reasons.setdefault(f"no speed: {failed}", []).append(row)
     if not reasons:
         return []
@@ -252,3 +247,8 @@ def _missing(group: Sequence[Record]) -> list[Table]:
         for reason, each in reasons.items()
     )
     return [Table(f"{_short_title(group)}: not run", ("cells", "runs", "reason"), rows, prose=True)]
+
+
+def _number(mean: float, std: float | None, digits: int = 2) -> str:
+    """Return ``82.61 ± 0.24`` with trailing zeros cut where there is no more to show."""
+    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"

@@ -36,6 +36,8 @@ from sparsebert.workflows.sweep_records import (
 from sparsebert_kernels.errors import one_line, unknown
 
 CELLS = "cells.json"
+# The reason of a cell that the user left out.
+UNSELECTED = "not asked for (--only)"
 _MOST_REASON = 400
 Key = tuple[str, str, int]
 # Trains the run of a cell in a folder, or only reads a finished one.
@@ -117,9 +119,9 @@ class Sweep:
 
     def _require_same_experiment(self, earlier: Mapping[Key, Record]) -> None:
         for row in earlier.values():
-            held, own = ((row["experiment"], row["small"]), (self.grid.name, self.grid.small))
-            if held != own:
-                names = [f"{name}{', its small preset' if small else ''}" for name, small in (held, own)]
+            pair = (row["experiment"], row["small"]), (self.grid.name, self.grid.small)
+            if pair[0] != pair[1]:
+                names = [f"{name}{', its small preset' if small else ''}" for name, small in pair]
                 raise ValueError(
                     f"{self.out} holds the sweep of {names[0]}, not {names[1]}: choose another --out"
                 )
@@ -134,8 +136,8 @@ class Sweep:
             record = done_record(self.grid, cell, folder, self.environment)
         except Exception as error:  # Weights, data and libraries fail in too many ways to name.
             return self._hole(cell, error)
-        if self.measure is not None and record["sparsity"]:
-            record["speed"] = self._measured(cell, folder)
+        if self.measure is not None and record["sparsity"] and (speed := self._measured(cell, folder)):
+            record["speed"] = speed
         self._drop_model(cell, folder)
         return record
 
@@ -149,8 +151,9 @@ class Sweep:
             return {"failed": reason}
 
     def _hole(self, cell: Cell, error: Exception) -> Record:
-        reason, known = self._reason(error), self.grid.unavailable.get(cell.place.column)
-        reason = f"{reason} ({known})" if known else reason
+        reason = self._reason(error)
+        if explanation := self.grid.unavailable.get(cell.place.column):
+            reason = f"{reason} ({explanation})"
         self.say(f"{cell.name} did not run: {reason}")
         return hole_record(self.grid, cell, reason, self.environment)
 
@@ -161,7 +164,7 @@ class Sweep:
             traceback.print_exception(error)
             kind = f"{type(error).__name__}: "
         text = one_line(error, _MOST_REASON)
-        for path, name in {**self.local_paths, str(self.out): "the sweep's folder"}.items():
+        for path, name in {**self.local_paths, str(self.out): "OUT"}.items():
             text = text.replace(path, name)
         return kind + text
 
@@ -169,7 +172,7 @@ class Sweep:
         """Return what an earlier sweep found in a cell with the same options, or a hole."""
         if earlier is not None and {name: earlier.get(name) for name in described(cell)} == described(cell):
             return refreshed(self.grid, cell, earlier)
-        return hole_record(self.grid, cell, "not asked for (--only)", self.environment)
+        return hole_record(self.grid, cell, UNSELECTED, self.environment)
 
     def _require_sources(self, cell: Cell, records: Mapping[Key, Record]) -> None:
         for option, place in cell.sources.items():

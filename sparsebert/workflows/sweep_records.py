@@ -3,13 +3,13 @@
 Fields:
     experiment, title, small      name of the file, title, and whether it is the small preset
     source, notes, unit           origin of the published numbers, and how they were made
+    relative_to                   row whose metric is subtracted in the paper's numbers, or null
     row, column                   names of row and column; row_label, column_label: their labels
     place                         [row, column], numbers from 0 in the order of the table
     seed                          seed of the run
     options, sources              options of ``sparsebert train`` as the file has them; option -> "row/column"
     model, task, method           the same three by themselves
     published                     {mean, std} of the paper in its unit, or null
-    relative_to                   row from whose number in the same column the published one is a difference
     status, reason                "done", or "not run" and why
 and of a cell that is done:
     metric, value                 name and value of the metric of the run's ticket, on the validation data
@@ -115,6 +115,7 @@ def _record(grid: Grid, cell: Cell, fields: Record, environment: Record) -> Reco
             "source": asdict(grid.source) if grid.source else None,
             "notes": grid.notes,
             "unit": grid.unit,
+            "relative_to": grid.relative_to or None,
             "row": row,
             "column": column,
             "row_label": grid.rows[row],
@@ -126,7 +127,6 @@ def _record(grid: Grid, cell: Cell, fields: Record, environment: Record) -> Reco
             "task": cell.options.get("task"),
             "method": cell.options.get("method", "imp"),
             "published": asdict(published) if published else None,
-            "relative_to": grid.relative_to,
             **fields,
             "environment": environment,
         },

@@ -45,7 +45,7 @@ def test_published_numbers_name_the_text_that_they_were_read_in(file: Path) -> N
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_published_percentages_are_between_0_and_100(file: Path) -> None:
     grid = read_experiment(file, OPTIONS)
-    lowest = 0.0 if grid.relative_to is None else -100.0
+    lowest = -100.0 if grid.relative_to else 0.0
     for place, number in grid.published.items():
         assert lowest <= number.mean <= 100, place
 

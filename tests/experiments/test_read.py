@@ -109,6 +109,17 @@ def test_published_numbers_may_have_a_deviation_and_may_be_missing(grid: Grid) -
     assert (grid.source.paper, grid.source.table, grid.source.page) == ("Chen et al. 2020", "Table 2", "5")
 
 
+def test_published_numbers_may_be_differences_to_a_row(write: Write) -> None:
+    assert read_experiment(write(EXPERIMENT), OPTIONS).relative_to == ""
+    text = EXPERIMENT.replace("unit: percent", "relative-to: dense")
+    assert read_experiment(write(text), OPTIONS).relative_to == "dense"
+
+
+def test_a_flag_may_have_a_negative_form(write: Write) -> None:
+    grid = read_experiment(write(EXPERIMENT.replace("pooler: true", "no-rescore: true")), OPTIONS)
+    assert cell(grid, "imp", "mnli").options["no-rescore"] is True
+
+
 def test_the_small_preset_replaces_the_options_of_the_whole(write: Write) -> None:
     small = read_experiment(write(EXPERIMENT), OPTIONS, small=True)
     assert small.small
@@ -135,12 +146,12 @@ def test_a_scalar_is_the_text_of_the_command_line(write: Write) -> None:
     ("before", "after", "message"),
     [
         ("notes:", "note:", r"chen.yaml:3: unknown key 'note'; did you mean 'notes'\?"),
-        ("learning-rate", "learning_rate", r":9: unknown option .* did you mean 'learning-rate'"),
+        ("learning-rate", "learning_rate", r":9: unknown option .*; did you mean 'learning-rate'"),
         ("page: 5", "pages: 5", r":2: unknown key of source 'pages'; did you mean 'page'\?"),
         ("epochs: 3", "epochs: three", r":8: --epochs must be a number, got 'three'"),
         ("epochs: 3", "epochs: [3]", r":8: epochs must be one value as on the command line, got a list"),
         ("pooler: true", "pooler: maybe", r":17: pooler is a flag: it must be true or false, got 'maybe'"),
-        ("epochs: 3", "seeds: 3", r":8: 'seeds' is no option of a cell: name the seeds at the top"),
+        ("epochs: 3", "seeds: 3", r":8: 'seeds' cannot be an option of a cell: name the seeds at the top"),
         ("seeds: [1, 2]", "seeds: [1, 1]", r":10: seeds must be different whole numbers"),
         ("seeds: [1, 2]", "seeds: []", r":10: seeds must be different whole numbers"),
         ("seeds: [1, 2]", "seeds: 3", r":10: seeds must be a list \(\[...\]\), got '3'"),
@@ -159,8 +170,8 @@ def test_a_scalar_is_the_text_of_the_command_line(write: Write) -> None:
         ("82.6", ".nan", r":23: a published number must be a number, got '.nan'"),
         ("82.6", "nan", r":23: a published number must be a finite number"),
         ("[91.2, 0.3]", "[91.2]", r":23: a published number with its deviation must be \[mean, deviation\]"),
+        ("unit: percent", "relative-to: dens", r":22: unknown row of relative-to 'dens'; did"),
         ("unit: percent", "unit: per cent", r":22: unit must be percent or fraction, got 'per cent'"),
-        ("unit: percent", "relative-to: dens", r":22: unknown row of relative-to 'dens'"),
         ("columns: [sst2]\n", "columns: [cola]\n", r":29: unknown column 'cola'; known: mnli, sst2"),
         ("dense: null}", "dens: null}", r":30: unknown row 'dens'; did you mean 'dense'\?"),
         ("columns: [sst2]\n", "columns: []\n", r":29: the small preset has no cells: name a column"),
@@ -181,16 +192,6 @@ def test_what_is_wrong_is_one_line_with_its_place(
     with pytest.raises(ValueError, match=message) as caught:
         read_experiment(write(EXPERIMENT.replace(before, after, 1)), OPTIONS)
     assert "\n" not in str(caught.value)
-
-
-def test_published_numbers_may_be_differences_from_a_row(write: Write) -> None:
-    text = EXPERIMENT.replace("unit: percent", "relative-to: dense")
-    assert read_experiment(write(text), OPTIONS).relative_to == "dense"
-
-
-def test_a_flag_that_is_on_by_default_is_turned_off_by_its_second_name(write: Write) -> None:
-    text = EXPERIMENT.replace("pooler: true", "no-rescore: true")
-    assert cell(read_experiment(write(text), OPTIONS), "imp", "sst2").options["no-rescore"] is True
 
 
 def test_cells_that_need_each_other_are_refused(write: Write) -> None:
