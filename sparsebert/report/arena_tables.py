@@ -19,7 +19,8 @@ from sparsebert.report.format import (
     ratio_text,
     workload_title,
 )
-from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import COLOURS, MARKERS, new_figure
 from sparsebert.report.point_labels import label_points
 from sparsebert.report.table import Cell, Table
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record
-from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure, save_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import COLOURS, MARKERS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

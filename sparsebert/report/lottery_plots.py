@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, machine_text, threads_text
 from sparsebert.report.lottery_tables import NAMES, Point, points
-from sparsebert.report.plots import Picture, line_style, new_panels, save_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import line_style, new_panels, save_figure
 from sparsebert.tasks import metrics
 
 if TYPE_CHECKING:

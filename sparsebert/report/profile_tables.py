@@ -14,7 +14,8 @@ from sparsebert.report.format import (
     tolerance_text,
     workload_title,
 )
-from sparsebert.report.plots import Picture, new_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import new_figure
 from sparsebert.report.table import Table
 
 if TYPE_CHECKING:

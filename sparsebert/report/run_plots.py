@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, counted, machine_text, span_text
-from sparsebert.report.plots import Picture, line_style, new_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import line_style, new_figure
 from sparsebert.report.point_labels import label_points
 from sparsebert.report.run_series import costs, metric_of, series
 from sparsebert.tasks.verdict import summary

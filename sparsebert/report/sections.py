@@ -30,7 +30,7 @@ from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, machine_tables, sweep_tables, sweeps
 from sparsebert.report.one_shot_tables import one_shot_tables
 from sparsebert.report.optimize_tables import optimize_tables
-from sparsebert.report.plots import Picture, speedup_pictures
+from sparsebert.report.picture import Picture
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
 from sparsebert.report.revision_tables import revision_tables
@@ -40,6 +40,7 @@ from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.serving_tables import line_pictures, serving_tables
 from sparsebert.report.speed_budget_tables import speed_budget_tables
+from sparsebert.report.speedup_plots import speedup_pictures
 from sparsebert.report.start_benchmark import benchmark_start_pictures, benchmark_start_tables
 from sparsebert.report.table import Table
 from sparsebert.report.ticket_tables import ticket_tables

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, machine_text, span_text, versions_text
 from sparsebert.report.lottery_tables import NAMES
-from sparsebert.report.plots import Picture, save_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import save_figure
 from sparsebert.report.run_plots import cost_figure
 from sparsebert.report.start_tables import start_table
 from sparsebert.report.table import Table

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from sparsebert.report.plots import break_even, speedup_figure, speedup_pictures, speedup_plot
+from sparsebert.report.speedup_plots import break_even, speedup_figure, speedup_pictures, speedup_plot
 
 pytest.importorskip("matplotlib")
 
