@@ -19,6 +19,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v")
 ENDINGS = (".png", ".svg", ".pdf")
 LINE_STYLES = ("-", "--", ":")
+# Of areas, so that they differ without colour.
+HATCHES = ("", "//", "..", "xx", "\\\\")
 
 
 def require_matplotlib() -> None:
