@@ -188,7 +188,8 @@ def bench(
             step("")
             print_tables(tables)
     if plot is not None:
-        from sparsebert.report.plots import save_figure, speedup_plot
+        from sparsebert.report.plots import save_figure
+        from sparsebert.report.speedup_plots import speedup_plot
 
         if profile:
             save_figure(profile_figure(records), plot)

@@ -21,7 +21,8 @@ from sparsebert.report.heat_map import (
 )
 from sparsebert.report.inspect_tables import PARTS, overlap_pairs
 from sparsebert.report.mask_picture import mask_figure
-from sparsebert.report.plots import Picture, line_style, new_grid
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import line_style, new_grid
 from sparsebert.report.ticket_labels import FIELDS, TicketLabel, seed_groups
 from sparsebert.tickets.density_grid import layer_names
 from sparsebert.tickets.kept_weights import KeptWeights

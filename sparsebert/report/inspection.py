@@ -14,7 +14,7 @@ from sparsebert.results import Record
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
 if TYPE_CHECKING:
-    from sparsebert.report.plots import Picture
+    from sparsebert.report.picture import Picture
     from sparsebert.report.table import Table
     from sparsebert.report.ticket_labels import TicketLabel
     from sparsebert.tickets.kept_weights import KeptWeights

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsebert.report.format import Record, counted, machine_text, record_errors, versions_text
-from sparsebert.report.plots import Picture, require_matplotlib
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import require_matplotlib
 from sparsebert.report.sections import Section
 from sparsebert.report.table import Table
 

@@ -10,9 +10,11 @@ from typing import TypeVar
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
+from sparsebert.report.early_bird_plots import early_bird_pictures
 from sparsebert.report.environment import environment_tables
 from sparsebert.report.experiment_tables import experiment_tables
-from sparsebert.report.format import Record, record_errors
+from sparsebert.report.format import Record, machine_key, record_errors
+from sparsebert.report.front_plots import front_pictures, front_tables
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
 from sparsebert.report.healing_tables import healing_tables
@@ -31,16 +33,19 @@ from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, machine_tables, sweep_tables, sweeps
 from sparsebert.report.one_shot_tables import one_shot_tables
 from sparsebert.report.optimize_tables import optimize_tables
-from sparsebert.report.plots import Picture, speedup_pictures
+from sparsebert.report.picture import Picture
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
 from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.robustness_tables import robustness_tables
+from sparsebert.report.roofline_plots import modelled_pictures
 from sparsebert.report.roofline_tables import roofline_tables
+from sparsebert.report.run_cost_plots import cost_pictures
 from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.serving_tables import line_pictures, serving_tables
 from sparsebert.report.speed_budget_tables import speed_budget_tables
+from sparsebert.report.speedup_plots import speedup_pictures
 from sparsebert.report.start_benchmark import benchmark_start_pictures, benchmark_start_tables
 from sparsebert.report.table import Table
 from sparsebert.report.ticket_tables import ticket_tables
@@ -116,33 +121,30 @@ def _by_machine(make: Callable[[Sequence[Record]], list[Made]]) -> Callable[[Seq
     def made(records: Sequence[Record]) -> list[Made]:
         machines: dict[tuple[str, ...], list[Record]] = {}
         for row in records:
-            machines.setdefault(_machine(row), []).append(row)
+            machines.setdefault(machine_key(row), []).append(row)
         return [each for rows in machines.values() for each in make(rows)]
 
     return made
 
 
-def _machine(row: Record) -> tuple[str, ...]:
-    environment = row["environment"]
-    # In some cases the layer benchmark caps the kernels; their names say so.
-    kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
-    fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
-    cap = environment.get("onednn_max_isa") if kernels else None
-    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels), str(cap))
+def _pictures_of_runs(records: Sequence[Record]) -> list[Picture]:
+    return [*run_pictures(records), *early_bird_pictures(records), *cost_pictures(records)]
 
 
 def _reported(records: Iterable[Record]) -> list[Table]:
     return [Table.of_record(row) for row in records]
 
 
-# In the order of a report: accuracy of tickets, their speed, then the figures behind both.
+# In the order of a report: accuracy against speed, accuracy of tickets, their speed, then the figures behind
+# both.
 _KINDS = (
     Kind("experiments", _of("experiment"), experiment_tables),
+    Kind("front", _of("round", "eval", "bench", "arena"), front_tables, front_pictures),
     Kind("lottery", _lottery, curve_tables, curve_pictures),
-    Kind("learned", _lottery, learned_tables),
+    Kind("learned", _lottery, learned_tables, early_bird_pictures),
     Kind("transfer", _lottery, transfer_tables),
     Kind("start", _lottery, benchmark_start_tables, benchmark_start_pictures),
-    Kind("runs", _runs, run_tables, run_pictures),
+    Kind("runs", _runs, run_tables, _pictures_of_runs),
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
     Kind("robustness", _of("robustness"), robustness_tables),
@@ -174,7 +176,7 @@ _KINDS = (
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
     Kind("gpu_failed", _of("gpu_failed", "gpu_killed"), failure_tables),
-    Kind("roofline", _of("roofline"), roofline_tables),
+    Kind("roofline", _of("roofline"), roofline_tables, modelled_pictures),
     Kind("aot", _of("aot"), aot_tables),
     Kind("environment", _of("environment"), environment_tables),
     Kind("report", _of("report"), _reported),
