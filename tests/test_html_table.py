@@ -10,7 +10,7 @@ import sparsebert
 from sparsebert import Ticket
 from sparsebert.html_table import table_html
 from sparsebert.report.table import Table
-from tests.report.test_page import Elements
+from tests.html_elements import Elements
 
 HOSTILE = "<script>alert('x')</script>&"
 

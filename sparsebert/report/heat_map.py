@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsebert.report.plots import require_matplotlib
+from sparsebert.report.plots import OWN_GROUND, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,8 @@ def draw_map(axes: Axes, values: np.ndarray, scale: Any, texts: Sequence[Sequenc
                 # Relative luminance; the ink with the higher contrast.
                 luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
                 ink = "black" if luminance > 0.18 else "white"
-                axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=5.5, color=ink)
+                text = axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=5.5)
+                text.set(color=ink, gid=f"{OWN_GROUND}-{row}-{column}")
     return image
 
 

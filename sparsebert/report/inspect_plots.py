@@ -57,7 +57,7 @@ def inspect_pictures(
     groups = _groups(tickets)
     pictures = [_layer_picture(groups)] if groups and "density" in show else []
     drawn = groups[:most]
-    rest = f" (the last of {len(drawn)} drawn, of {len(groups)})" if len(drawn) < len(groups) else ""
+    rest = f"The last one drawn: {len(drawn)} of {len(groups)}." if len(drawn) < len(groups) else ""
     if "heads" in show:
         heads = [_head_picture(group) for group in drawn if all(each.heads for each in group[1])]
         pictures += _noted(heads, rest)
@@ -70,8 +70,8 @@ def inspect_pictures(
 
 
 def _noted(pictures: list[Picture], note: str) -> list[Picture]:
-    """Add a note to the title of the last picture."""
-    return [*pictures[:-1], *(replace(each, title=f"{each.title}{note}") for each in pictures[-1:])]
+    """Give the last picture a caption."""
+    return [*pictures[:-1], *(replace(each, caption=note) for each in pictures[-1:])]
 
 
 def _groups(tickets: Sequence[Record]) -> list[Group]:
