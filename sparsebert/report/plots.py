@@ -89,6 +89,31 @@ def new_grid(count: int, columns: int, size: tuple[float, float] = (2.4, 2.0)) -
     return figure, panels[:count]
 
 
+def new_rows(
+    count: int, columns: int, size: tuple[float, float], widths: Sequence[float]
+) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with rows of panels that share no axis.
+
+    Args:
+        count: Number of rows.
+        columns: Panels of a row.
+        size: Width and height of a row in inches.
+        widths: Relative widths of the columns.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size[0], size[1] * count), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = [list(row) for row in figure.subplots(count, columns, width_ratios=widths, squeeze=False)]
+    for axes in (axes for row in rows for axes in row):
+        axes.grid(True, color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, rows
+
+
 def line_style(number: int) -> dict[str, Any]:
     """Return the style of the line with this number; colours repeat with other lines and markers."""
     again, place = divmod(number, len(COLOURS))

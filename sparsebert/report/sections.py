@@ -11,7 +11,8 @@ from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.report.environment import environment_tables
-from sparsebert.report.format import Record, record_errors
+from sparsebert.report.format import Record, machine_key, record_errors
+from sparsebert.report.front_plots import front_pictures, front_tables
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
 from sparsebert.report.healing_tables import healing_tables
@@ -152,27 +153,20 @@ def _by_machine(make: Callable[[Sequence[Record]], list[Made]]) -> Callable[[Seq
     def made(records: Sequence[Record]) -> list[Made]:
         machines: dict[tuple[str, ...], list[Record]] = {}
         for row in records:
-            machines.setdefault(_machine(row), []).append(row)
+            machines.setdefault(machine_key(row), []).append(row)
         return [each for rows in machines.values() for each in make(rows)]
 
     return made
-
-
-def _machine(row: Record) -> tuple[str, ...]:
-    environment = row["environment"]
-    # In some cases the layer benchmark caps the kernels; their names say so.
-    kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
-    fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
-    cap = environment.get("onednn_max_isa") if kernels else None
-    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels), str(cap))
 
 
 def _reported(records: Iterable[Record]) -> list[Table]:
     return [Table.of_record(row) for row in records]
 
 
-# In the order of a report: accuracy of tickets, their speed, then the figures behind both.
+# In the order of a report: accuracy against speed, accuracy of tickets, their speed, then the figures behind
+# both.
 _KINDS = (
+    Kind("front", _of("round", "eval", "bench", "arena"), front_tables, front_pictures),
     Kind("lottery", _lottery, curve_tables, curve_pictures),
     Kind("learned", _lottery, learned_tables),
     Kind("transfer", _lottery, transfer_tables),
