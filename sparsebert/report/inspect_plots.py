@@ -238,7 +238,7 @@ def survivors_figure(row: Record) -> Figure:
     heads = survivors.heads.shape[1]
     size = max(4.0, 0.34 * (heads + 3) + 1.2), max(2.4, 0.34 * len(layers) + 1.2)
     figure, panels = map_panels([heads, 1], size)
-    scale = norm(float(np.nanmax([np.nanmax(each) for each in maps])))
+    scale = norm(float(np.nanmax(np.concatenate([each.ravel() for each in maps]))))
     for axes, values, text in zip(panels, maps, texts, strict=True):
         image = draw_map(axes, values, scale, text)
     panels[0].set_yticks(range(len(layers)), layers)

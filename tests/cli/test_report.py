@@ -158,7 +158,7 @@ class TestFiles:
         assert {file.suffix for file in files} == {".png", ".svg", ".csv"}
         linked = {
             (html.parent / unquote(href)).resolve()
-            for href in re.findall(r'href="([^"#]+)"', html.read_text())
+            for href in re.findall(r'<a href="([^"#]+)"', html.read_text())
         }
         assert linked == {file.resolve() for file in files}
         pictures, numbers, page = capsys.readouterr().out.splitlines()

@@ -75,8 +75,10 @@ def _paint(element: ElementTree.Element, own_ground: bool) -> None:
     own_ground = own_ground or element.get("id", "").startswith(OWN_GROUND)
     text = element.tag in ("text", "tspan")
     style = element.get("style", "")
-    if own_ground and element.tag == "text" and "fill:" not in style:
-        style = f"fill: #000000; {style}"
+    if own_ground and element.tag == "text":
+        element.set("class", OWN_GROUND)
+        if "fill:" not in style:
+            style = f"fill: #000000; {style}"
     elif not own_ground:
         least = TEXT_CONTRAST if text else MARK_CONTRAST
         style = _PAINT.sub(lambda match: f"{match[1]}: {themed(match[2], least)}", style)
