@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# From a light tint to a dark shade of Okabe and Ito's blue, of falling luminance; a pale orange for 0.
-_BLUES = ("#dbe9f4", "#7fb6da", "#0072B2", "#00456b", "#001f33")
+# From a light tint to a dark shade of Okabe and Ito's blue, of falling luminance; a pale orange for 0. The
+# darkest shade differs from the ground of a dark page.
+_BLUES = ("#e1edf6", "#a3cbe5", "#4f9ccd", "#0072B2", "#004a75")
 NOTHING = "#f7d9ae"
 DPI = 110
 NOTHING_NOTE = "orange: keeps nothing"

@@ -19,6 +19,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v")
 ENDINGS = (".png", ".svg", ".pdf")
 LINE_STYLES = ("-", "--", ":")
+# Of areas, so that they differ without colour.
+HATCHES = ("", "//", "..", "xx", "\\\\")
 # A text whose gid starts so stands on a ground of its own, such as a cell of a heat map: it keeps its colour
 # in pages, which draw other texts in theirs.
 OWN_GROUND = "own-ground"

@@ -10,6 +10,7 @@ from typing import TypeVar
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
+from sparsebert.report.early_bird_plots import early_bird_pictures
 from sparsebert.report.environment import environment_tables
 from sparsebert.report.format import Record, machine_key, record_errors
 from sparsebert.report.front_plots import front_pictures, front_tables
@@ -37,6 +38,7 @@ from sparsebert.report.request_tables import request_tables
 from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.robustness_tables import robustness_tables
 from sparsebert.report.roofline_tables import roofline_tables
+from sparsebert.report.run_cost_plots import cost_pictures
 from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.serving_tables import line_pictures, serving_tables
@@ -50,6 +52,7 @@ Made = TypeVar("Made", Table, Picture)
 Select = Callable[[Sequence[Record]], list[Record]]
 # Headings of a page; where there is none, the name of the kind serves.
 _HEADINGS = {
+    "front": "Quality against speed and bytes",
     "lottery": "Tickets over sparsity",
     "learned": "Learned and structured tickets",
     "transfer": "Tickets on other tasks",
@@ -159,6 +162,10 @@ def _by_machine(make: Callable[[Sequence[Record]], list[Made]]) -> Callable[[Seq
     return made
 
 
+def _pictures_of_runs(records: Sequence[Record]) -> list[Picture]:
+    return [*run_pictures(records), *early_bird_pictures(records), *cost_pictures(records)]
+
+
 def _reported(records: Iterable[Record]) -> list[Table]:
     return [Table.of_record(row) for row in records]
 
@@ -168,10 +175,10 @@ def _reported(records: Iterable[Record]) -> list[Table]:
 _KINDS = (
     Kind("front", _of("round", "eval", "bench", "arena"), front_tables, front_pictures),
     Kind("lottery", _lottery, curve_tables, curve_pictures),
-    Kind("learned", _lottery, learned_tables),
+    Kind("learned", _lottery, learned_tables, early_bird_pictures),
     Kind("transfer", _lottery, transfer_tables),
     Kind("start", _lottery, benchmark_start_tables, benchmark_start_pictures),
-    Kind("runs", _runs, run_tables, run_pictures),
+    Kind("runs", _runs, run_tables, _pictures_of_runs),
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
     Kind("robustness", _of("robustness"), robustness_tables),

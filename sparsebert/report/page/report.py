@@ -79,6 +79,9 @@ class Report:
             head += f"\n\nSources: {', '.join(self.sources)}"
         return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
 
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables)
+
     def html(self, file: Path | None = None, files: Files | None = None) -> str:
         """Return a self-contained page of HTML, below 3 MB.
 
