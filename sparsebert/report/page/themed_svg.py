@@ -49,6 +49,7 @@ def themed_svg(figure: Figure, prefix: str, alt: str) -> str:
     width = float(root.attrib["width"].removesuffix("pt"))
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
+        "preserveAspectRatio": "xMinYMin",
         "role": "img",
         "aria-label": alt,
         "style": f"--width: {width / 72:.2f}in",

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import sparsebert
 from sparsebert import Ticket
@@ -168,6 +169,29 @@ def ground(page: Any) -> str:
     return css
 
 
+class TestNotebooks:
+    """What objects show of themselves, on the grounds of JupyterLab's themes."""
+
+    @pytest.mark.parametrize(("ink", "ground"), [("#000000", "#ffffff"), ("#ffffff", "#111111")])
+    def test_every_text_is_legible_on_any_ground(
+        self, opened: Any, folder: Path, ink: str, ground: str
+    ) -> None:
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+        ticket = sparsebert.prune(model, "magnitude", sparsity=0.5)
+        objects = (
+            ticket,
+            sparsebert.plan(model, ticket, tokens=8, measure=False),
+            sparsebert.inspect([ticket]),
+        )
+        shown = "".join(each._repr_html_() for each in objects)
+        file = folder / "notebook.html"
+        style = f"color: {ink}; background: {ground}"
+        file.write_text(f'<!doctype html><title>Notebook</title><body style="{style}">{shown}')
+        contrasts = opened(file).evaluate("checks.contrasts()")
+        assert contrasts["texts"] > 30
+        assert contrasts["poor"] == []
+
+
 class TestLayout:
     @pytest.mark.parametrize("width", [320, 360, 1024, 1280, 1920])
     def test_nothing_is_wider_than_the_window(self, opened: Any, file: Path, width: int) -> None:
@@ -186,6 +210,14 @@ class TestLayout:
         assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
         for role in ("banner", "navigation", "main", "contentinfo"):
             assert page.get_by_role(role).count() == 1
+
+    def test_links_are_large_enough_for_a_finger(self, opened: Any, file: Path) -> None:
+        for size in (DESKTOP, PHONE):
+            heights = opened(file, size=size).eval_on_selector_all(
+                "nav a, .scheme label",
+                "all => all.filter((each) => each.checkVisibility()).map((each) => each.offsetHeight)",
+            )
+            assert min(heights) >= 24
 
     def test_every_picture_has_a_name(self, opened: Any, file: Path) -> None:
         page = opened(file)
