@@ -123,6 +123,14 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Return the names, or the first ones and the number of the others: ``a, b, c and 17 more``."""
+    names = list(names)
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
 def threads_text(threads: int) -> str:
     return counted(threads, "thread")
 

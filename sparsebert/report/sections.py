@@ -52,6 +52,38 @@ from sparsebert.report.ticket_tables import ticket_tables
 
 Made = TypeVar("Made", Table, Picture)
 Select = Callable[[Sequence[Record]], list[Record]]
+# Headings of a page; where there is none, the name of the kind serves.
+_HEADINGS = {
+    "front": "Quality against speed and bytes",
+    "lottery": "Tickets over sparsity",
+    "learned": "Learned and structured tickets",
+    "transfer": "Tickets on other tasks",
+    "start": "Starting from a ticket",
+    "runs": "Training runs",
+    "matrix": "Transfer between tasks",
+    "evaluations": "Evaluations",
+    "inspect": "Where the weights stay",
+    "arena": "Quality and speed of every form",
+    "optimize": "Search of the fastest form",
+    "models": "Speed against sparsity",
+    "machines": "Machines side by side",
+    "bench": "Single tickets against dense baselines",
+    "profile": "Where the time goes",
+    "layers": "Single layers",
+    "int8_layers": "Single layers in int8",
+    "stack": "Feed-forward stacks",
+    "selection": "Selection of weights",
+    "memory": "Memory of training",
+    "requests": "Requests of random lengths",
+    "one-shot": "One-shot pruning",
+    "speed_budgets": "Pruning for a speed",
+    "gpu": "GPU kernels, measured",
+    "gpu_failed": "GPU kernels that failed",
+    "roofline": "GPU kernels, modelled",
+    "aot": "GPU kernels, compiled ahead of time",
+    "environment": "Machines",
+    "report": "Tables of earlier reports",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +101,11 @@ class Kind:
     select: Select
     build: Callable[[Sequence[Record]], list[Table]]
     illustrate: Callable[[Sequence[Record]], list[Picture]] = lambda records: []
+
+    @property
+    def heading(self) -> str:
+        """Its heading on a page."""
+        return _HEADINGS.get(self.name) or self.name.replace("_", " ").capitalize()
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
         """Return the tables of this kind.
@@ -186,15 +223,16 @@ KINDS = {kind.name: kind for kind in _KINDS}
 
 @dataclass(frozen=True)
 class Section:
-    """Tables and pictures of one kind."""
+    """Tables and pictures of one kind, and their heading on a page."""
 
     tables: list[Table]
     pictures: list[Picture]
+    title: str = "Results"
 
 
 def sections(records: Sequence[Record]) -> list[Section]:
     """Return the sections of all kinds that have tables; raises like ``Kind.tables``."""
-    made = (Section(kind.tables(records), kind.pictures(records)) for kind in KINDS.values())
+    made = (Section(kind.tables(records), kind.pictures(records), kind.heading) for kind in KINDS.values())
     return [section for section in made if section.tables]
 
 
