@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.method_options import MethodOptions
 from sparsebert.cli.option_groups import DistillationOptions, UnitOptions, flattened
 from sparsebert.cli.path_checks import require_folders, require_records
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import JsonFile, PretrainedModel, Seeds, TaskName, TicketFile, seed_list
 from sparsebert.cli.stamped import stamped
 from sparsebert.training.settings import TrainingSettings
@@ -32,6 +34,7 @@ def train(
     training: TrainingSettings,
     options: MethodOptions,
     distillation: DistillationOptions,
+    resources: ResourceOptions,
     task: TaskName = None,
     method: Annotated[
         str,
@@ -78,6 +81,7 @@ def train(
     numbers = seed_list(seeds)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
+    carbon_intensity = resources.account(gpu=training.on_gpu).carbon_intensity
     import sparsebert.workflows.train as workflow
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import model_for_each
@@ -112,8 +116,9 @@ def train(
     train_run = partial(
         workflow.train, main_task, model, data=examples, max_length=data.max_length, encode=EncodedOnce()
     )
-    contexts = {seed: RunContext(say) for seed in numbers}
-    contexts[numbers[0]] = RunContext(say, _print_speed_estimate)  # all seeds have the same estimate
+    plain = RunContext(say, carbon_intensity=carbon_intensity)
+    contexts = dict.fromkeys(numbers, plain)
+    contexts[numbers[0]] = replace(plain, before=_print_speed_estimate)  # all seeds have the same estimate
     if len(numbers) > 1:
         contexts = {seed: context.of_run(f"seed {seed}") for seed, context in contexts.items()}
     runs = [
@@ -130,7 +135,7 @@ def train(
         train_run(
             workflow.dense(workflow.seeded(config, seed)),
             dense_folder,
-            context=RunContext(say).of_run(f"dense, seed {seed}"),
+            context=plain.of_run(f"dense, seed {seed}"),
         )
         for seed, dense_folder in dense_folders.items()
     ]
@@ -174,6 +179,7 @@ def _report(
 ) -> None:
     """Print the rounds of all runs, with a summary over seeds, and append them to the file of --json."""
     from sparsebert import results
+    from sparsebert.report.resource_tables import resource_tables
     from sparsebert.report.run_tables import run_tables
     from sparsebert.workflows.train import over_seeds
 
@@ -182,7 +188,7 @@ def _report(
         rows += [stamped("seeds", fields) for fields in over_seeds(task, runs, dense_runs)]
     if json is not None:
         results.append(json, rows)
-    print_tables(run_tables(rows))
+    print_tables([*run_tables(rows), *resource_tables(rows)])
 
 
 def _folder_name(task: str, model: str, config: RunConfig, seeds: str) -> str:
