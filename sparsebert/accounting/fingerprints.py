@@ -72,11 +72,12 @@ def digest_of_model(model: nn.Module, without: Collection[str] = ()) -> str:
 
 def digest_of_tokenizer(tokenizer: Any) -> str:
     """Return the fingerprint of a tokenizer: its vocabulary, its rules and its special tokens."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is not None:
-        rules = json.loads(fast.to_str())
+    try:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
         content = {name: value for name, value in rules.items() if name not in _LAST_CALL}
-    else:
+    except (
+        Exception
+    ):  # Without rules in Rust, or with a part in Python, for which Rust raises its base class.
         content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     content["special tokens"] = getattr(tokenizer, "special_tokens_map", {})
     return _named(hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()))

@@ -69,7 +69,8 @@ class Meter:
         if self._gpu:
             import torch
 
-            torch.cuda.reset_peak_memory_stats()
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
         self._counters, self._not_measured = self._open()
         self._joules: dict[str, float] = {}
         self._start_thread()

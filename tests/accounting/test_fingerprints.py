@@ -143,6 +143,18 @@ class TestTokenizers:
         assert digest_of_tokenizer(Words("a", "b")) == digest_of_tokenizer(Words("a", "b"))
         assert digest_of_tokenizer(Words("a", "b")) != digest_of_tokenizer(Words("b", "a"))
 
+    def test_one_with_a_part_in_python_has_a_digest(self, tokenizer: Any) -> None:
+        from tokenizers.pre_tokenizers import PreTokenizer
+
+        class Everything:
+            def pre_tokenize(self, text: Any) -> None:
+                pass
+
+        tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Everything())
+        with pytest.raises(Exception, match="cannot be serialized"):
+            tokenizer.backend_tokenizer.to_str()
+        assert digest_of_tokenizer(tokenizer).startswith("sha256:")
+
 
 def test_one_digest_stands_for_several_by_name() -> None:
     assert combined({"validation": "sha256:1"}) == "sha256:1"

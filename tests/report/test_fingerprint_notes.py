@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sparsebert.report.fingerprint_notes import fingerprint_notes
+from sparsebert.report.model_tables import sweep_tables
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from tests.report.test_run_tables import rounds
 
@@ -57,6 +59,18 @@ def test_evaluated_models_differ_but_their_data_should_not() -> None:
     (different,) = evaluation_tables([evaluated(1, "a"), evaluated(2, "b")])
     assert not same.notes
     assert "Rows differ in their validation data" in notes_of(different)
+
+
+def test_tickets_of_another_model_of_the_same_name(bench_record: Callable[..., Any]) -> None:
+    records = [
+        bench_record(0.9, fingerprints=READ),
+        bench_record(0.8, fingerprints=READ | {"model": "sha256:d"}),
+    ]
+    (table,) = sweep_tables(records)
+    assert (
+        "Rows differ in their models, by fingerprint: d (80% element fp32), bbbbbbbb (90% element"
+        in notes_of(table)
+    )
 
 
 def test_many_names_are_cut() -> None:
