@@ -110,7 +110,9 @@ def machine_text(environment: Record) -> str:
 
 def machine_key(row: Record) -> tuple[str, ...]:
     """Return what records of one machine have in common: processor, kernels, oneDNN and torch."""
-    environment = row["environment"]
+    environment = row.get("environment")
+    if environment is None:  # runs of the Python interface may have none
+        return ()
     # In some cases the layer benchmark caps the kernels; their names say so.
     kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
     fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))

@@ -36,6 +36,7 @@ from sparsebert.report.optimize_tables import optimize_tables
 from sparsebert.report.picture import Picture
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
+from sparsebert.report.resource_tables import has_resources, resource_tables
 from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.robustness_tables import robustness_tables
 from sparsebert.report.roofline_plots import modelled_pictures
@@ -147,6 +148,10 @@ def _bench(records: Sequence[Record]) -> list[Record]:
     return [row for row in _of("bench")(records) if not row.keys() & {"part", "min_row_weights"}]
 
 
+def _resources(records: Sequence[Record]) -> list[Record]:
+    return [row for row in records if "part" not in row and has_resources(row)]
+
+
 def _sweep_tables(records: Sequence[Record]) -> list[Table]:
     """Make sweep tables for workloads with several tickets; bench tables show single tickets better."""
     return sweep_tables(row for sweep in sweeps(records) for row in sweep)
@@ -210,6 +215,7 @@ _KINDS = (
     Kind("speed_budgets", _of("speed_budget"), speed_budget_tables),
     Kind("serving", _of("serving"), _by_machine(serving_tables), _by_machine(line_pictures)),
     Kind("revisions", _of("revision"), _by_machine(revision_tables)),
+    Kind("resources", _resources, _by_machine(resource_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
     Kind("gpu_failed", _of("gpu_failed", "gpu_killed"), failure_tables),
