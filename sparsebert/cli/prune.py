@@ -30,7 +30,7 @@ from sparsebert.cli.shared_options import (
 from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
-    from sparsebert.tasks import Task
+    from sparsebert.tasks import Task, TextFormat
     from sparsebert.tickets.ticket import Ticket
 
 # More batches, or examples in a batch, than any data set has.
@@ -194,7 +194,7 @@ def prune(
         for seed in numbers:
             step(f"loading {model}")
             dense, examples = _model_and_examples(
-                model, definition, source, seed, data.max_length, batches or 8, batch_size or 32
+                model, definition, source, seed, data.text_format, batches or 8, batch_size or 32
             )
             require_whole_blocks(dense, PruningUnits(**units.arguments()), selects)
             step("pruning")
@@ -251,7 +251,7 @@ def _model_and_examples(
     task: Task | None,
     source: Any,
     seed: int,
-    max_length: int | None,
+    text_format: TextFormat,
     batches: int,
     batch_size: int,
 ) -> tuple[Any, list[dict[str, Any]] | None]:
@@ -260,10 +260,9 @@ def _model_and_examples(
         from sparsebert.bench.workload import Workload
 
         return Workload(model, lengths=(1,), seed=seed).load_model(), None
-    from sparsebert.tasks.encoding import TextFormat
     from sparsebert.workflows.assemble import assemble, examples_of
 
-    experiment = assemble(task, model, examples_of(task, source), seed, TextFormat(max_length))
+    experiment = assemble(task, model, examples_of(task, source), seed, text_format)
     return experiment.model, experiment.first_batches(batches, batch_size, seed)
 
 

@@ -110,7 +110,7 @@ def train(
         for each, other in other_sources.items()
     }
     train_run = partial(
-        workflow.train, main_task, model, data=examples, max_length=data.max_length, encode=EncodedOnce()
+        workflow.train, main_task, model, data=examples, text_format=data.text_format, encode=EncodedOnce()
     )
     contexts = {seed: RunContext(say) for seed in numbers}
     contexts[numbers[0]] = RunContext(say, _print_speed_estimate)  # all seeds have the same estimate

@@ -24,7 +24,8 @@ class Question:
         id: Identifier of the question.
         question: Its text.
         context: The paragraph.
-        answers: Accepted answers, each with the index of its first character in the context.
+        answers: Accepted answers, each with the index of its first character in the context; none if the
+            paragraph holds no answer.
     """
 
     id: str
@@ -33,8 +34,16 @@ class Question:
     answers: tuple[tuple[str, int], ...]
 
 
-# Sentences or pairs, questions, or lines of running text.
-Examples = Sequence[Example] | Sequence[Question] | Sequence[str]
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """Words with a tag each: the index of a label."""
+
+    words: tuple[str, ...]
+    tags: tuple[int, ...]
+
+
+# Sentences or pairs, questions, words with tags, or lines of running text.
+Examples = Sequence[Example] | Sequence[Question] | Sequence[Tagged] | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -60,12 +69,11 @@ def require_usable(examples: Examples, task: Task, where: str) -> None:
     """Raise ValueError if there are no examples or all labels are equal. ``where`` names their origin."""
     if not examples:
         raise ValueError(f"{where}: no examples")
-    if task.kind == "span" or task.models_language:
-        return
-    labels = {example.label for example in examples if isinstance(example, Example)}
+    labels: set[int | float] = {example.label for example in examples if isinstance(example, Example)}
+    labels |= {tag for example in examples if isinstance(example, Tagged) for tag in example.tags}
     if len(labels) == 1:
         label = labels.pop()
-        name = task.labels[int(label)] if task.kind == "classification" else label
+        name = task.labels[int(label)] if task.has_classes else label
         raise ValueError(
             f"{where}: all {len(examples)} examples have the label {name}; two different labels are needed"
         )
