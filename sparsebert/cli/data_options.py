@@ -262,17 +262,22 @@ class DataOptions:
                 label_map=self.label_pairs,
                 name=task,
             )
-        data = load_files(
-            self.train_file,
-            self.validation_file,
-            columns=[column.strip() for column in self.text_columns.split(",")],
-            label=self.label_column,
-            labels=labels,
-            regression=self.regression,
-            name=task,
-            drop_empty=self.drop_empty,
-            label_map=self.label_pairs,
-        )
+        try:
+            data = load_files(
+                self.train_file,
+                self.validation_file,
+                columns=[column.strip() for column in self.text_columns.split(",")],
+                label=self.label_column,
+                labels=labels,
+                regression=self.regression,
+                name=task,
+                drop_empty=self.drop_empty,
+                label_map=self.label_pairs,
+            )
+        except ValueError as error:
+            if "no column" in str(error) and ".txt:" in str(error):
+                raise ValueError(f"{error}; if it is running text, add --lm masked or --lm causal") from None
+            raise
         print_classes(data)
         return data
 

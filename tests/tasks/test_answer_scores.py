@@ -49,7 +49,7 @@ def by_the_rules(answers: list[Answer], accepted: list[list[str]]) -> dict[str, 
             those = [score for score, golds in zip(scores, accepted, strict=True) if bool(golds) is has]
             if those:
                 found[f"{part}_{name}"] = sum(those) / len(those)
-        # The threshold is moved past one question after the other, those first that are surest to be answered.
+        # The threshold is moved past one question after the other, the surest ones first.
         best = total = float(sum(not golds for golds in accepted))
         threshold = 0.0
         for each, golds in sorted(
