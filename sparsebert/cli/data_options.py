@@ -253,7 +253,7 @@ class DataOptions:
         if labels is None and outputs is not None and not self.regression:
             labels = list(data_labels(outputs, self.label_pairs))
         if self.tags:
-            return load_tags(
+            tagged = load_tags(
                 self.train_file,
                 self.validation_file,
                 words="tokens" if self.text_columns == "text" else self.text_columns,
@@ -262,6 +262,8 @@ class DataOptions:
                 label_map=self.label_pairs,
                 name=task,
             )
+            print_classes(tagged)
+            return tagged
         try:
             data = load_files(
                 self.train_file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -65,14 +66,24 @@ class TaskData:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
 
+def label_counts(examples: Examples) -> Counter[int | float]:
+    """Return how often examples, or their words, have each label; nothing for tasks without labels."""
+    counts: Counter[int | float] = Counter()
+    for example in examples:
+        if isinstance(example, Example):
+            counts[example.label] += 1
+        elif isinstance(example, Tagged):
+            counts.update(example.tags)
+    return counts
+
+
 def require_usable(examples: Examples, task: Task, where: str) -> None:
     """Raise ValueError if there are no examples or all labels are equal. ``where`` names their origin."""
     if not examples:
         raise ValueError(f"{where}: no examples")
-    labels: set[int | float] = {example.label for example in examples if isinstance(example, Example)}
-    labels |= {tag for example in examples if isinstance(example, Tagged) for tag in example.tags}
+    labels = label_counts(examples)
     if len(labels) == 1:
-        label = labels.pop()
+        (label,) = labels
         name = task.labels[int(label)] if task.has_classes else label
         raise ValueError(
             f"{where}: all {len(examples)} examples have the label {name}; two different labels are needed"

@@ -17,7 +17,7 @@ _PLACE = re.compile(r"\{(\d+)\}")
 
 def require_template(template: str, task: Task) -> None:
     """Raise ValueError unless a template has one ``[MASK]`` and each placeholder ``{0}``, ``{1}`` once."""
-    if task.kind in ("span", "tokens"):
+    if task.kind == "span":
         raise ValueError(f"{task.name} takes no template: it reads label words at every token")
     wanted = [str(index) for index in range(len(task.columns))]
     if template.count(_BLANK) != 1 or sorted(_PLACE.findall(template)) != wanted:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparsebert.tasks.examples import Example, Examples, Question, Tagged
+from sparsebert.tasks.examples import Examples, Question, label_counts
 from sparsebert.tasks.registry import TASKS, Task, find_task, split_suffix
 
 # Metrics are shares of at most a few million examples: smaller differences are rounding errors.
@@ -137,8 +136,7 @@ def _constant_answer(task: Task, examples: Examples) -> dict[str, float]:
         silent = statistics.fmean(unanswerable)
         names = ("f1", "exact", "best_f1", "best_exact")
         return dict.fromkeys(names, silent) | {"NoAns_f1": 1.0, "NoAns_exact": 1.0}
-    counts = Counter(example.label for example in examples if isinstance(example, Example))
-    counts.update(tag for example in examples if isinstance(example, Tagged) for tag in example.tags)
+    counts = label_counts(examples)
     shares = [counts[index] / max(1, sum(counts.values())) for index in range(len(task.labels))]
     largest = max(shares, default=0.0)
     if task.kind == "tokens":

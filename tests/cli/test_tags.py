@@ -62,6 +62,14 @@ def test_a_run_is_evaluated_by_its_entities_without_the_training_file(
     assert row["metrics"] == logged["metrics"]
 
 
+def test_its_words_are_counted_by_their_tags(
+    own: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert app.main(evaluated(own, run)) == 0
+    assert "own, validation: 120 words: B-GOOD 26, I-BAD 23, O 71" in capsys.readouterr().out
+
+
 def test_its_predictions_are_a_tag_for_each_word(own: list[str], run: Path, tmp_path: Path) -> None:
     file = tmp_path / "predictions.jsonl"
     assert app.main([*evaluated(own, run), "--predictions", str(file)]) == 0
