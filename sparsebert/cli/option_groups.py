@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
@@ -33,11 +33,18 @@ TRAINING_HELP = {
     "learning_rate": "peak learning rate of a round",
     "schedule": "learning-rate schedule: linear, cosine or constant",
     "warmup_steps": "steps of learning-rate warm-up",
-    "weight_decay": "weight decay of AdamW",
+    "warmup_ratio": "the same as a share of the steps that the schedule spans, such as 0.1",
+    "optimizer": "adamw, adamax or sgd (without momentum)",
+    "weight_decay": "weight decay, decoupled with AdamW",
+    "adam_epsilon": "epsilon of AdamW and Adamax",
+    "max_grad_norm": "norm at which gradients are clipped; 0 for no clipping",
     "precision": "fp32, or mixed precision in bf16 or fp16",
     "device": "auto or cpu",
     "save_steps": "steps between checkpoints",
 }
+
+# Pairs of options of which a command line names one, and the length that they set.
+_LENGTHS = (("--steps", "--epochs", "a round"), ("--warmup-steps", "--warmup-ratio", "the warm-up"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +183,21 @@ class ExecutionOptions:
         return {"tolerance": self.tolerance or "fp32", "fuse": self.fuse}
 
 
+def require_one_length(arguments: Sequence[str]) -> None:
+    """Raise ValueError for two options of one length, whose defaults cannot be told from values."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    for first, second, length in _LENGTHS:
+        if {first, second} <= given:
+            raise ValueError(
+                f"{first} conflicts with {second}: both set the length of {length}; omit one of them"
+            )
+
+
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command for typer in which each group parameter is replaced by one option per field.
 
     The fields of :class:`TrainingSettings` have no annotations for typer; those in ``TRAINING_HELP`` become
-    options.
+    options. The attribute ``grouped`` of the result turns values of options into arguments of ``command``.
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, tuple[type, list[str]]] = {}
@@ -192,12 +209,17 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
         # Options are keyword-only, so a required one may follow an optional one.
         parameters |= {each.name: each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options}
 
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
+    def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(values)
         for group, (cls, names) in groups.items():
             values[group] = cls(**{name: values.pop(name) for name in names})
-        command(**values)
+        return values
 
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        command(**grouped(values))
+
+    run.grouped = grouped  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     run.__annotations__ = {name: each.annotation for name, each in parameters.items()}
     return run

@@ -168,7 +168,7 @@ class RunConfig:
             "options": asdict(self.method),
             "sparsity": str(self.target),
             "units": asdict(self.units),
-            "training": asdict(self.training),
+            "training": self.training.describe(),
             "names": self.names,
             "ticket": self.ticket.digest if self.ticket else None,
             "start_ticket": self.start_ticket.digest if self.start_ticket else None,
