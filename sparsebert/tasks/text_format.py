@@ -10,6 +10,12 @@ from sparsebert.tasks.registry import Task
 
 # Attribute of a model's configuration that holds the format of its training.
 _ATTRIBUTE = "text_format"
+_STORED = {
+    "max_length": int,
+    "doc_stride": int,
+    "max_context": bool,
+    "null_score_diff_threshold": int | float,
+}
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,13 @@ def trained_format(model: Any, task: Task) -> TextFormat:
     """Return the format in which a model was trained, as far as it applies to a task.
 
     A model that was not trained by this library, or by an older version, has no format.
+
+    Raises:
+        ValueError: A field of the configuration holds a value of another type.
     """
     stored = getattr(model.config, _ATTRIBUTE, None)
-    names = TextFormat.__dataclass_fields__
-    fields = dict(stored) if isinstance(stored, Mapping) else {}
-    return TextFormat(**{name: value for name, value in fields.items() if name in names}).for_task(task)
+    fields = {name: stored[name] for name in _STORED if name in stored} if isinstance(stored, Mapping) else {}
+    for name, value in fields.items():
+        if not isinstance(value, _STORED[name]) or (name == "max_length" and value < 1):
+            raise ValueError(f"{_ATTRIBUTE} in the model's config.json: {name} cannot be {value!r}")
+    return TextFormat(**fields).for_task(task)

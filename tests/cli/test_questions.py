@@ -176,6 +176,9 @@ class TestLengths:
         assert app.main(["eval", *there]) == 0
         line = "sst2: examples of at most 128 tokens; the model does not record the format of its training"
         assert line in capsys.readouterr().out
+        config.write_text(json.dumps({**content, "text_format": {"max_length": "long"}}))
+        line = "text_format in the model's config.json: max_length cannot be 'long'"
+        assert line in refused(capsys, "eval", *there)
 
     def test_windows_are_for_questions(
         self, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
