@@ -85,11 +85,11 @@ class TrainRuns:
         for name in (self.task_name, *self.other_tasks):
             if name in TASKS or not self.data.user_files:
                 find_task(name)
-        self.distillation.settings()
         if self.ticket is None and self.start_ticket is None:
             self._config(None, None)
             return
         lottery, _ = self._method_and_units()
+        self.distillation.settings(lottery.distillation)
         if self.ticket is not None and not lottery.needs_ticket:
             raise ValueError(f"method {lottery.name} finds its own ticket: omit the ticket")
         if self.start_ticket is not None and not lottery.takes_start_ticket:
@@ -222,6 +222,6 @@ class TrainRuns:
             units,
             self.training,
             ticket,
-            distillation=self.distillation.settings(),
+            distillation=self.distillation.settings(lottery.distillation),
             start_ticket=start_ticket,
         )
