@@ -158,7 +158,7 @@ def test_label_words_and_teachers(
 ) -> None:
     asked = ["train", "--model", str(bert), *own, *QUICK, "--sparsity", "0.5", "--out", str(tmp_path / "smp")]
     message = refused(capsys, *asked, "--method", "smp", "--label-words", "good,bad,film")
-    assert "label words need a task with classes or spans; own has neither" in message
+    assert "label words need a task with classes, scores or spans; own has a tag for each word" in message
     taught = [*asked[:-1], str(tmp_path / "taught"), "--method", "one-shot", "--teacher", str(run)]
     assert app.main(taught) == 0
 
