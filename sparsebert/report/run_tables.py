@@ -35,10 +35,11 @@ VERDICT_NOTE = (
     "Verdict: strict is at least the dense mean, winning at least the dense mean minus one dense deviation; "
     "undecided if the dense mean is too close to chance."
 )
-# Fields that are equal in runs that are summarised together.
+# Fields about how examples are read, and then all fields that are equal in runs that are summarised together.
+_TEXT_FORMAT = ("max_length", "doc_stride", "max_context", "null_score_diff_threshold")
 _SETTINGS = (
     "run", "method", "start_ticket", "granularity", "block_size", "round_to", "scope", "source", "rewind",
-    "head", "steps", "max_length", "round", "rounds",
+    "head", "steps", *_TEXT_FORMAT, "round", "rounds",
 )  # fmt: skip
 
 
@@ -213,7 +214,7 @@ def _over_seeds(rounds: Sequence[Record]) -> Iterator[Record]:
 
 
 def _training_of(row: Record) -> tuple[Any, ...]:
-    return row["steps"], row.get("max_length")
+    return row["steps"], *map(row.get, _TEXT_FORMAT)
 
 
 def _run_of(row: Record) -> tuple[Any, ...]:
