@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,7 +165,7 @@ class TrainRuns:
             train_run(
                 workflow.dense(workflow.seeded(config, seed)),
                 folder,
-                context=RunContext(contexts[seed].say).of_run(f"dense, seed {seed}"),
+                context=replace(contexts[seed], before=RunContext().before).of_run(f"dense, seed {seed}"),
             )
             for seed, folder in dense_folders.items()
         ]

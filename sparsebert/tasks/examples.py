@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sparsebert.accounting.fingerprints import Fingerprints, combined, digest_of_examples
 from sparsebert.tasks.registry import Task
 
 
@@ -64,6 +66,13 @@ class TaskData:
     validation: Mapping[str, Examples]
     source: Mapping[str, str]
     dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @functools.cached_property
+    def fingerprints(self) -> Fingerprints:
+        """The fingerprints "train", unless there is no training data, and "validation"."""
+        splits = {name: digest_of_examples(examples) for name, examples in self.validation.items()}
+        train = {"train": digest_of_examples(self.train)} if len(self.train) else {}
+        return train | ({"validation": combined(splits)} if splits else {})
 
 
 def label_counts(examples: Examples) -> Counter[int | float]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsebert.accounting.fingerprints import digest_of_model, digest_of_tokenizer
 from sparsebert.bert import resolve
 from sparsebert.linear_layers import Filter, prunable
 from sparsebert.lottery.experiment import Experiment
@@ -19,6 +20,7 @@ from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
+from sparsebert.tasks.load_checked import fresh_tensors
 from sparsebert.tasks.models import fit_positions, load_model
 from sparsebert.tasks.text_format import keep_format_
 from sparsebert.tasks.verdict import chance_metrics
@@ -75,6 +77,11 @@ def assemble(
         judge,
         loaded_teacher,
         chance_metrics(task, data.validation),
+        {
+            **data.fingerprints,
+            "model": digest_of_model(loaded, without=fresh_tensors(loaded)),
+            "tokenizer": digest_of_tokenizer(tokenizer),
+        },
     )
 
 

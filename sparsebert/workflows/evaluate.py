@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from sparsebert.accounting.fingerprints import Fingerprints, digest_of_model, digest_of_tokenizer
 from sparsebert.compact import compact_, compaction_description
 from sparsebert.lottery.run_folder import Record
 from sparsebert.sparsify import densify_, sparsify_
@@ -66,11 +67,13 @@ class Evaluation:
         answers: Predictions by split, as :func:`sparsebert.tasks.evaluator.evaluator` describes them.
         formats: ``text_format`` of the examples, and ``trained_text_format``, None if the model records none:
             as of :meth:`sparsebert.tasks.text_format.TextFormat.record`.
+        fingerprints: Digests of the model as it was loaded, and of its tokenizer.
     """
 
     metrics: dict[str, float]
     answers: dict[str, Any]
     formats: Record
+    fingerprints: Fingerprints = field(default_factory=dict)
 
 
 def evaluate_each(
@@ -99,6 +102,7 @@ def evaluate_each(
         ValueError, OSError: As :func:`evaluate`.
     """
     loaded, tokenizer, text_format = _load_trained(model, task, text_format)
+    fingerprints = _fingerprints(loaded, tokenizer)
     if ticket is not None:
         ticket.apply_(loaded)
     if sparse is not None:
@@ -107,7 +111,7 @@ def evaluate_each(
     for name, validation in variants.items():
         answers: dict[str, Any] = {}
         metrics = evaluator(task, validation, tokenizer, text_format)(loaded, answers)
-        evaluations[name] = Evaluation(metrics, answers, formats)
+        evaluations[name] = Evaluation(metrics, answers, formats, fingerprints)
     return evaluations
 
 
@@ -132,9 +136,9 @@ def evaluate_compacted(
 
     Returns:
         ``metrics`` of the compacted model and ``masked_metrics`` of the masked model on the validation data,
-        the formats as of :class:`Evaluation`, and ``compaction``: ``weights``, ``min_row_weights`` and
-        ``output_change`` from :func:`sparsebert.compaction_description`. The change is measured on the first
-        validation batches.
+        the formats and fingerprints as of :class:`Evaluation`, and ``compaction``: ``weights``,
+        ``min_row_weights`` and ``output_change`` from :func:`sparsebert.compaction_description`. The change
+        is measured on the first validation batches.
 
     Raises:
         ValueError: As :func:`evaluate` and :func:`sparsebert.compact_`.
@@ -145,12 +149,17 @@ def evaluate_compacted(
     measure = evaluator(definition, validation, tokenizer, text_format)
     first_split = next(iter(validation.values()))
     batches = first_inputs(definition, first_split, tokenizer, text_format, device=loaded.device)
+    fingerprints = _fingerprints(loaded, tokenizer)
     masked = ticket.apply_(copy.deepcopy(loaded))
     compact_(loaded, ticket, min_row_weights=min_row_weights, batches=batches)
     description = compaction_description(loaded)
     compaction = {name: description[name] for name in ("min_row_weights", "weights", "output_change")}
     scores = {"metrics": measure(loaded), "masked_metrics": measure(masked), "compaction": compaction}
-    return {**scores, **_formats(loaded, definition, text_format)}
+    return {**scores, **_formats(loaded, definition, text_format), "fingerprints": fingerprints}
+
+
+def _fingerprints(model: Any, tokenizer: Any) -> Fingerprints:
+    return {"model": digest_of_model(model), "tokenizer": digest_of_tokenizer(tokenizer)}
 
 
 def _load_trained(name: str, task: Task, text_format: TextFormat) -> tuple[Any, Any, TextFormat]:

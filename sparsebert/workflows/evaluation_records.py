@@ -133,6 +133,7 @@ class EvaluationRecords:
                 data=self.data,
                 text_format=self.text_format,
             )
+            scores["fingerprints"] = {**self.data.fingerprints, **scores["fingerprints"]}
             return {**fields, **scores, "chance": self._chance}
         evaluations = evaluate_each(
             self.data.task,
@@ -142,6 +143,7 @@ class EvaluationRecords:
             text_format=self.text_format,
             sparse=None if dense else self.sparse,
         )
+        fields["fingerprints"] = {**self.data.fingerprints, **evaluations[_CLEAN].fingerprints}
         for variant, evaluation in evaluations.items():
             if self.keep_predictions:
                 self._collect_predictions(variant, evaluation, seed, dense)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
+from sparsebert.accounting.fingerprints import combined
+from sparsebert.accounting.usage import total
 from sparsebert.bench.environment import detect
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import lottery_method
@@ -165,7 +167,8 @@ def over_seeds(
     """Summarise runs that differ only in their seeds, round by round.
 
     Sparsity and density are means, because some methods find a different sparsity for each seed.
-    :func:`sparsebert.tasks.verdict.summarise` computes the other fields. A dense round gets no verdict.
+    Resources are sums; the fingerprints of runs that differ are combined. The other fields are those of
+    :func:`sparsebert.tasks.verdict.summarise`. A dense round gets no verdict.
 
     Args:
         task: The task.
@@ -185,8 +188,22 @@ def over_seeds(
         if first.get("start_ticket"):
             row["start_ticket"] = first["start_ticket"]
         row |= {share: statistics.mean(each[share] for each in of_round) for share in ("sparsity", "density")}
+        row["resources"] = total(each.get("resources") for each in of_round)
+        row["fingerprints"] = _common_fingerprints(of_round)
         rows.append(row | summarise(primary(task), of_round, () if first["source"] == "all" else references))
     return rows
+
+
+def _common_fingerprints(rounds: Sequence[Record]) -> Record:
+    """Return the fingerprints of rounds by name; different ones are combined."""
+    names = dict.fromkeys(name for row in rounds for name in row.get("fingerprints") or {})
+    digests = {
+        name: sorted({str((row.get("fingerprints") or {}).get(name)) for row in rounds}) for name in names
+    }
+    return {
+        name: combined({str(place): digest for place, digest in enumerate(different)})
+        for name, different in digests.items()
+    }
 
 
 def _names(task: Task, others: Sequence[Task], model: str, data: Data, text_format: TextFormat) -> Record:
