@@ -11,6 +11,7 @@ from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.report.environment import environment_tables
+from sparsebert.report.experiment_tables import experiment_tables
 from sparsebert.report.format import Record, record_errors
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
@@ -143,6 +144,7 @@ def _reported(records: Iterable[Record]) -> list[Table]:
 
 # In the order of a report: accuracy of tickets, their speed, then the figures behind both.
 _KINDS = (
+    Kind("experiments", _of("experiment"), experiment_tables),
     Kind("lottery", _lottery, curve_tables, curve_pictures),
     Kind("learned", _lottery, learned_tables),
     Kind("transfer", _lottery, transfer_tables),

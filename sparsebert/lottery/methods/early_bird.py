@@ -234,7 +234,7 @@ class EarlyBird(SearchingMethod):
         """Return the steps between two masks, or the step of a fixed draw."""
         if self.draw is DrawAt.DISTANCE:
             return self.every
-        epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0)
+        epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0, warmup_ratio=None)
         return max(1, round(self.draw_at * epoch.steps_of(len(experiment.train), distributed.count())))
 
 
