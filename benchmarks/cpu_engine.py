@@ -37,8 +37,9 @@ from sparsebert.bench.providers.sparse import Sparse
 from sparsebert.bench.pruned_model import PrunedModel, prepare_pruned_model
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
+from sparsebert.report.break_even import NOT_DENSE
 from sparsebert.report.layer_tables import goal_tables
-from sparsebert.report.model_tables import NOT_DENSE, fastest_dense, machine_tables
+from sparsebert.report.model_tables import fastest_dense, machine_tables
 from sparsebert_kernels.errors import one_line
 
 MODEL, TOKENS = "bert-base", 128

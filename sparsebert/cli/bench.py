@@ -199,7 +199,8 @@ def bench(
             print_tables(tables)
             typer.echo(resource_line(rows[0]))
     if plot is not None:
-        from sparsebert.report.plots import save_figure, speedup_plot
+        from sparsebert.report.plots import save_figure
+        from sparsebert.report.speedup_plots import speedup_plot
 
         if profile:
             save_figure(profile_figure(records), plot)

@@ -86,6 +86,7 @@ def heal(
         require_applicable(unlabelled, "unlabelled texts, without --task and --train-file")
     else:
         data.require_no_task(texts=True)
+    require_applicable(data.of_questions, "commands that answer questions")
     require_files({"--texts": texts})
     if output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")

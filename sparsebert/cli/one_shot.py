@@ -154,7 +154,6 @@ def _method(name: str, scope: str, calibration: CalibrationOptions) -> Any:
 def _examples(model: str, method: Any, task: str | None, data: DataOptions) -> LabelledRows:
     """Return the training examples of a task; classes of the user's tables are those of a trained model."""
     from sparsebert.bench.judged_texts import LabelledRows
-    from sparsebert.tasks.encoding import TextFormat
     from sparsebert.tasks.load_checked import load_config
     from sparsebert.tasks.models import has_head, head_labels
     from sparsebert.workflows.assemble import examples_of, task_of
@@ -162,12 +161,12 @@ def _examples(model: str, method: Any, task: str | None, data: DataOptions) -> L
     name = data.task_name(task)
     data.require_applicable_folder([name])
     outputs = None
-    if data.user_tables and not hasattr(method, "prune_layer"):
-        trained = has_head(load_config(model), "classification") and not data.regression
-        outputs = head_labels(model) if trained else None
+    if data.has_labels and not hasattr(method, "prune_layer"):
+        trained = has_head(load_config(model), data.kind) and not data.regression
+        outputs = head_labels(model, data.kind) if trained else None
     source = data.source(name, outputs, validates=False)
     examples = examples_of(data.mapped(task_of(name, source)), source)
-    return LabelledRows(examples.task, examples.train, TextFormat(data.max_length))
+    return LabelledRows(examples.task, examples.train, data.text_format)
 
 
 def _training(

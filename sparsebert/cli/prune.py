@@ -31,7 +31,7 @@ from sparsebert.cli.shared_options import (
 from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
-    from sparsebert.tasks import Task
+    from sparsebert.tasks import Task, TextFormat
     from sparsebert.tickets.ticket import Ticket
 
 # More batches, or examples in a batch, than any data set has.
@@ -199,7 +199,7 @@ def prune(
         for seed in numbers:
             step(f"loading {model}")
             dense, examples, fingerprints[seed] = _model_and_examples(
-                model, definition, source, seed, data.max_length, batches or 8, batch_size or 32
+                model, definition, source, seed, data.text_format, batches or 8, batch_size or 32
             )
             require_whole_blocks(dense, PruningUnits(**units.arguments()), selects)
             step("pruning")
@@ -256,7 +256,7 @@ def _model_and_examples(
     task: Task | None,
     source: Any,
     seed: int,
-    max_length: int | None,
+    text_format: TextFormat,
     batches: int,
     batch_size: int,
 ) -> tuple[Any, list[dict[str, Any]] | None, Mapping[str, str]]:
@@ -271,10 +271,9 @@ def _model_and_examples(
 
         loaded = Workload(model, lengths=(1,), seed=seed).load_model()
         return loaded, None, {"model": digest_of_model(loaded, without=fresh_tensors(loaded))}
-    from sparsebert.tasks.encoding import TextFormat
     from sparsebert.workflows.assemble import assemble, examples_of
 
-    experiment = assemble(task, model, examples_of(task, source), seed, TextFormat(max_length))
+    experiment = assemble(task, model, examples_of(task, source), seed, text_format)
     return experiment.model, experiment.first_batches(batches, batch_size, seed), experiment.fingerprints
 
 

@@ -104,7 +104,7 @@ def transfer(
         seeds=numbers,
         dense_folder=dense,
         random=random,
-        max_length=data.max_length,
+        text_format=data.text_format,
         context=reporter.context(),
     )
     if not distributed.is_main():

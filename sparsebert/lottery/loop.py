@@ -124,7 +124,8 @@ class _Run:
             require_start(self.start, self.model, self.config)
             self.method.require_start(self.start, self.model, self.config, self.steps)
         if self.config.target:
-            prune(self.model, "random", sparsity=self.config.target, **asdict(self.config.units))
+            shares = self.method.shares(self.model, self.config.target)
+            prune(self.model, "random", sparsity=shares, **asdict(self.config.units))
         else:
             self._dense_ticket()
 

@@ -35,10 +35,11 @@ VERDICT_NOTE = (
     "Verdict: strict is at least the dense mean, winning at least the dense mean minus one dense deviation; "
     "undecided if the dense mean is too close to chance."
 )
-# Fields that are equal in runs that are summarised together.
+# Fields about how examples are read, and then all fields that are equal in runs that are summarised together.
+_TEXT_FORMAT = ("max_length", "doc_stride", "max_context", "null_score_diff_threshold")
 _SETTINGS = (
     "run", "method", "start_ticket", "granularity", "block_size", "round_to", "scope", "source", "rewind",
-    "head", "steps", "max_length", "round", "rounds",
+    "head", "steps", *_TEXT_FORMAT, "round", "rounds",
 )  # fmt: skip
 
 
@@ -129,7 +130,8 @@ def _round_table(title: str, rounds: Sequence[Record]) -> Table:
     for row in rounds:
         if row.get("search"):
             whose = [cell(row) for cell in apart.values() if cell(row) != MISSING]
-            told = ", ".join([*whose, f"seed {row['seed']}"])
+            several = "pruned_heads" in row["search"]  # a ticket each round
+            told = ", ".join([*whose, f"seed {row['seed']}", *([f"round {row['round']}"] if several else [])])
             notes.append(f"{told}: {_search_text(row['search'])}")
     notes += fingerprint_notes(rounds, _run_label(apart), _READ_BY_RUNS)
     return Table.of(", ".join([title, *common]), columns, rounds, notes)
@@ -179,6 +181,9 @@ def _search_text(search: Any) -> str:
             f"ticket drawn after {search['drawn_at']} of {search['steps']} steps, "
             f"{search['saved']:.0%} of the search saved{unsettled}"
         )
+    if "pruned_heads" in search:
+        heads, mlps = (f"{search[f'pruned_{kind}']} of {search[kind]}" for kind in ("heads", "mlps"))
+        return f"without {heads} heads and {mlps} MLPs"
     return f"masks of step {search['step']} chosen, by {search['metric']:.4f} on the validation data"
 
 
@@ -209,7 +214,7 @@ def _over_seeds(rounds: Sequence[Record]) -> Iterator[Record]:
 
 
 def _training_of(row: Record) -> tuple[Any, ...]:
-    return row["steps"], row.get("max_length")
+    return row["steps"], *map(row.get, _TEXT_FORMAT)
 
 
 def _run_of(row: Record) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate,
 from sparsebert.tasks.evaluator import evaluator
 from sparsebert.tasks.load_checked import fresh_tensors
 from sparsebert.tasks.models import fit_positions, load_model
+from sparsebert.tasks.text_format import keep_format_
 from sparsebert.tasks.verdict import chance_metrics
 from sparsebert.training.teachers import load_teacher
 
@@ -55,6 +56,7 @@ def assemble(
     """
     loaded, tokenizer = load_model(model, task, seed, label_words=label_words, template=text_format.template)
     text_format = fit_positions(loaded, model, task, text_format)
+    keep_format_(loaded, task, text_format)
     loaded_teacher = None if teacher is None else load_teacher(teacher, task, tokenizer, text_format)
 
     def judge(model: nn.Module, examples: int | None, seed: int) -> float:
