@@ -64,9 +64,9 @@ def _of_benchmark(records: Sequence[Record]) -> Iterator[Front]:
 
 def _of_runs(records: Sequence[Record]) -> Iterator[Front]:
     """Yield the fronts of runs, whose tickets "bench" records have timed."""
-    if not (benches := _identified(records)):
-        return
     rounds = [row for row in records if row["kind"] == "round" and "part" not in row]
+    if not rounds or not (benches := _identified(records)):
+        return
     for (task, model), rows in _by_model(rounds).items():
         metric = metric_of(rows[0])
         judged = [
@@ -83,10 +83,10 @@ def _of_runs(records: Sequence[Record]) -> Iterator[Front]:
 
 def _of_evaluations(records: Sequence[Record]) -> Iterator[Front]:
     """Yield the fronts of models that ``sparsebert eval`` judged with tickets that were timed."""
-    if not (benches := _identified(records)):
+    evaluations = [row for row in records if row["kind"] == "eval"]
+    if not evaluations or not (benches := _identified(records)):
         return
     methods = {row["ticket"]["masks_sha256"]: row["ticket"].get("method") for row in benches}
-    evaluations = [row for row in records if row["kind"] == "eval"]
     for (task, model), rows in _by_model(evaluations).items():
         metric = metric_of(rows[0])
         tickets: dict[str, list[Record]] = {}

@@ -130,7 +130,7 @@ def test_two_machines_are_kept_apart_and_it_is_said(timed_run: Any) -> None:
     assert there.machine.startswith("Another")
     assert [each.name for each in here.forms] == [each.name for each in there.forms]
     (picture,) = front_pictures([*timed_run, *other])
-    assert "The rows are from 2 machines: compare forms within a row only." in picture.caption
+    assert "The rows are from 2 machines or settings: compare within a row." in picture.caption
     assert len(front_figure([here, there]).axes) == 6
 
 
