@@ -20,7 +20,7 @@ from sparsebert.report.format import (
 from sparsebert.report.fronts import DENSE, Form, Front
 from sparsebert.report.lottery_tables import NAMES as METHODS
 from sparsebert.report.lottery_tables import points
-from sparsebert.report.run_series import metric_of, series
+from sparsebert.report.run_series import dense_rounds, metric_of, series
 from sparsebert.tasks import metrics
 from sparsebert.tasks.verdict import Summary, chance_of, summary
 
@@ -76,7 +76,7 @@ def _of_runs(records: Sequence[Record]) -> Iterator[Front]:
             if seeds[0]["sparsity"]
             for each in _judged(name, metric, seeds, benches)
         ]
-        dense = [row["metrics"][metric] for row in rows if not row["sparsity"]]
+        dense = [row["metrics"][metric] for row in dense_rounds(rows)]
         title, chance = f"Tickets of {model} on {task}", chance_of(rows[0], metric)
         yield from _joined(title, metric, judged, _summary(dense), benches, _trained(rows), chance)
 

@@ -117,6 +117,14 @@ def test_without_a_dense_run_there_is_no_dense_point_and_it_is_said(timed_run: A
     assert made.holes == ("Without the dense model: no dense run is among the records.",)
 
 
+def test_a_search_that_ended_early_is_no_dense_run(timed_run: Any) -> None:
+    without = [row for row in timed_run if row.get("method") != "dense"]
+    searched = run_rounds("early-bird", [0.0], [0.5], seed=7, steps=110)
+    trained = run_rounds("imp", [0.0], [0.83], seed=9, run="whole")
+    (made,) = fronts([*without, *searched, *trained])
+    assert made.forms[0].quality == pytest.approx(83.0)
+
+
 def test_bench_records_that_name_no_ticket_are_never_guessed_to_belong_to_a_run(timed_run: Any) -> None:
     old = [row | {"ticket": ticket("", row["ticket"]["sparsity"])} for row in timed_run if "ratio" in row]
     assert fronts([row for row in timed_run if "ratio" not in row] + old) == []
