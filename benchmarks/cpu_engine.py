@@ -28,6 +28,7 @@ from benchmarks.fresh_process import python_path
 from benchmarks.goals import goal
 from benchmarks.output import add_out_option, append, show
 from sparsebert import results
+from sparsebert.accounting.process_memory import resident
 from sparsebert.bench import environment, memory, profile, runner
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.output_check import OutputMismatchError
@@ -273,7 +274,7 @@ def growth(machine: Environment, budget: float, keep: Keep) -> Outcome:
     for requests in (WARM_UP_REQUESTS, REQUESTS):
         for _ in range(requests):
             model(torch.randint(1000, vocabulary, (1, lengths.randint(1, TOKENS))))
-        held.append(memory.resident())
+        held.append(resident())
     return Outcome(figures={GROWTH: Measured((held[1] - held[0]) // 2**20, busy=False)})
 
 

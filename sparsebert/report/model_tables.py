@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from sparsebert.report.break_even import NOT_DENSE, break_even_sentence, curves
+from sparsebert.report.fingerprint_notes import fingerprint_notes
 from sparsebert.report.format import (
     BUSY_NOTE,
     MISSING,
@@ -295,7 +296,9 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
         f"{machine_text(environment)}. Ratios: median of paired rounds; weights: the pruned matrices as "
         "stored; memory: peak resident bytes during inference, minus those of the bare interpreter."
     ]
-    if sentence := break_even_sentence(curves(run["sparse"] for run in runs), environment):
+    sparse = [run["sparse"] for run in runs]
+    notes += fingerprint_notes(sparse, lambda row: " ".join(_case(row)[:2]), ("model",))
+    if sentence := break_even_sentence(curves(sparse), environment):
         notes.append(sentence)
     forced = [row[0] for row, run in zip(rows, runs, strict=True) if run["sparse"]["format"] != "auto"]
     if forced:

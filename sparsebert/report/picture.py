@@ -39,10 +39,15 @@ class Picture:
     @property
     def stem(self) -> str:
         """The title as the name of a file without its ending."""
-        return re.sub(r"[^\w.+=-]+", "-", self.title.lower()).strip("-.")[:_LONGEST_STEM]
+        return file_stem(self.title)
 
     def png(self) -> bytes:
         """Draw the picture and return it as PNG."""
         content = io.BytesIO()
         self.draw().savefig(content, format="png")
         return content.getvalue()
+
+
+def file_stem(title: str) -> str:
+    """Return a title as the name of a file without its ending."""
+    return re.sub(r"[^\w.+=-]+", "-", title.lower()).strip("-.")[:_LONGEST_STEM]

@@ -21,6 +21,9 @@ ENDINGS = (".png", ".svg", ".pdf")
 LINE_STYLES = ("-", "--", ":")
 # Of areas, so that they differ without colour.
 HATCHES = ("", "//", "..", "xx", "\\\\")
+# A text whose gid starts so stands on a ground of its own, such as a cell of a heat map: it keeps its colour
+# in pages, which draw other texts in theirs.
+OWN_GROUND = "own-ground"
 
 
 def require_matplotlib() -> None:

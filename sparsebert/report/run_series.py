@@ -66,9 +66,9 @@ def costs(by_round: Mapping[int, list[Record]]) -> list[Spent]:
 
 
 def dense_rounds(rounds: Iterable[Record]) -> list[Record]:
-    """Return the rounds of dense runs; if there are none, those without sparsity that were trained to the end.
+    """Return the rounds of dense runs; if there are none, the longest rounds without sparsity.
 
-    The round in which Early-Bird searches has no sparsity either, but ends with the draw.
+    Early-Bird's search has no sparsity either, but ends with the draw.
     """
     whole = [row for row in rounds if not row["sparsity"]]
     longest = max((row["steps"] for row in whole), default=0)
