@@ -37,6 +37,7 @@ from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
 from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.robustness_tables import robustness_tables
+from sparsebert.report.roofline_plots import modelled_pictures
 from sparsebert.report.roofline_tables import roofline_tables
 from sparsebert.report.run_cost_plots import cost_pictures
 from sparsebert.report.run_plots import run_pictures
@@ -210,7 +211,7 @@ _KINDS = (
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
     Kind("gpu_failed", _of("gpu_failed", "gpu_killed"), failure_tables),
-    Kind("roofline", _of("roofline"), roofline_tables),
+    Kind("roofline", _of("roofline"), roofline_tables, modelled_pictures),
     Kind("aot", _of("aot"), aot_tables),
     Kind("environment", _of("environment"), environment_tables),
     Kind("report", _of("report"), _reported),
