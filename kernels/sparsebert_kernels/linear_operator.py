@@ -75,7 +75,7 @@ class _EagerLinear(_Function):
         constant: tuple[Any, ...],
     ) -> Tensor:
         packed, _, activation, quick = constant
-        ctx.save_for_backward(_saved_input(x, activation, ctx.needs_input_grad[1]), values, bias)
+        ctx.save_for_backward(_saved_input(x, activation, values.requires_grad), values, bias)
         ctx.constant = constant
         if quick is not None:
             return quick(x, packed, bias, activation, residual)

@@ -1,7 +1,8 @@
 """The `sparsebert` command: assembles its commands, prints errors on one line, and sets the exit code.
 
-Exit codes: 0 success, 1 wrong outputs in a benchmark, 2 bad input (one line on stderr says what to do), 130
-interrupted. The commands import heavy modules only when they run, so that ``--help`` is fast.
+Exit codes: 0 success, 1 wrong outputs in a benchmark or missing runs of a sweep, 2 bad input (one line on
+stderr says what to do), 130 interrupted. The commands import heavy modules only when they run, so that
+``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sparsebert
 from sparsebert.atomic import DiskFullError
 from sparsebert.cli.arena import arena
 from sparsebert.cli.bench import bench
-from sparsebert.cli.command import Command
+from sparsebert.cli.command import USAGE_ERROR, Command
 from sparsebert.cli.convert import convert
 from sparsebert.cli.env import env
 from sparsebert.cli.evaluate import evaluate
@@ -28,10 +29,12 @@ from sparsebert.cli.heal import heal
 from sparsebert.cli.help_format import GroupHelp
 from sparsebert.cli.inspect import inspect
 from sparsebert.cli.optimize import optimize
+from sparsebert.cli.option_groups import require_one_length
 from sparsebert.cli.prune import prune
 from sparsebert.cli.renamed_options import with_current_names
 from sparsebert.cli.report import report
 from sparsebert.cli.start_page import TAGLINE, start_page
+from sparsebert.cli.sweep import sweep
 from sparsebert.cli.train import train
 from sparsebert.cli.transfer import transfer
 from sparsebert_kernels.errors import first_line
@@ -46,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
     "transfer": transfer,
+    "sweep": sweep,
     "convert": convert,
     "inspect": inspect,
     "report": report,
@@ -64,9 +68,6 @@ _TOO_LARGE = re.compile(r"MemoryError|[Oo]verflow|can't allocate memory|out of m
 app = typer.Typer(name="sparsebert", cls=GroupHelp, rich_markup_mode=None, pretty_exceptions_enable=False)
 for _name, _command in COMMANDS.items():
     app.command(_name, cls=Command)(_command)
-
-# Some versions of typer depend on click, others include a copy of it: this finds the class in both.
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def _print_version(requested: bool) -> None:
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except CommandFailed as failure:
         return _print_error(str(failure), failure.code)
-    except UsageError as error:
+    except USAGE_ERROR as error:
         return _print_error(" ".join(error.format_message().split()), BAD_INPUT)  # type: ignore[attr-defined]
     except (typer.Abort, KeyboardInterrupt):
         return _print_error("stopped", STOPPED)
@@ -113,17 +114,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> Any:
     if not arguments and COMPLETION_VARIABLE not in os.environ:
         return typer.echo(start_page(COMMANDS))
-    _require_one_length(arguments)
+    require_one_length(arguments)
     _require_a_running_model(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         return app(with_current_names(arguments), prog_name="sparsebert", standalone_mode=False)
-
-
-def _require_one_length(arguments: list[str]) -> None:
-    """Raise ValueError for --steps with --epochs, whose default cannot be told from a value of the user."""
-    if {"--steps", "--epochs"} <= {argument.partition("=")[0] for argument in arguments}:
-        raise ValueError("--steps conflicts with --epochs: both set the length of a round; omit one of them")
 
 
 def _require_a_running_model(arguments: list[str]) -> None:

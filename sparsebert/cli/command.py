@@ -9,6 +9,9 @@ import typer
 
 from sparsebert.cli.help_format import CommandHelp
 
+# Some versions of typer depend on click, others include a copy of it: this finds the class in both.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+
 # Types in the messages of typer and click, and as messages of this package name them.
 _TYPE = re.compile(r"valid (integer|number|float)")
 _KINDS = {"integer": "a whole number", "number": "a number", "float": "a number"}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
@@ -33,11 +33,19 @@ TRAINING_HELP = {
     "learning_rate": "peak learning rate of a round",
     "schedule": "learning-rate schedule: linear, cosine or constant",
     "warmup_steps": "steps of learning-rate warm-up",
-    "weight_decay": "weight decay of AdamW",
+    "warmup_ratio": "the same as a share of the steps that the schedule spans, such as 0.1; cap-structured: "
+    "0.1 if both are omitted",
+    "optimizer": "adamw, adamax or sgd (without momentum)",
+    "weight_decay": "weight decay, decoupled with AdamW",
+    "adam_epsilon": "epsilon of AdamW and Adamax",
+    "max_grad_norm": "norm at which gradients are clipped; 0 for no clipping",
     "precision": "fp32, or mixed precision in bf16 or fp16",
     "device": "auto or cpu",
     "save_steps": "steps between checkpoints",
 }
+
+# Pairs of options of which a command line names one, and the length that they set.
+_LENGTHS = (("--steps", "--epochs", "a round"), ("--warmup-steps", "--warmup-ratio", "the warm-up"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +91,7 @@ class UnitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
-    """A teacher and its weight in the loss; None stands for the default of :class:`Distillation`."""
+    """A teacher and its weight in the loss; None stands for the default of the method."""
 
     panel: ClassVar = "Teacher"
 
@@ -96,27 +104,32 @@ class DistillationOptions:
     ] = None
     distill_weight: Annotated[
         float | None,
-        typer.Option(help="weight of the teacher in the loss [default: 0.5; nn_pruning and CAP: 0.9]"),
+        typer.Option(
+            help="weight of the teacher in the loss; nn_pruning: 0.9 [default: 0.5; cap, cap-soft, "
+            "cap-structured: 0.9]"
+        ),
     ] = None
     distill_temperature: Annotated[
-        float | None, typer.Option(help="temperature of the teacher's logits [default: 2]")
+        float | None,
+        typer.Option(help="temperature of the teacher's logits [default: 2; cap-structured: 1]"),
     ] = None
 
-    def settings(self) -> Distillation | None:
+    def settings(self, defaults: Distillation) -> Distillation | None:
         """Return the settings of distillation, or None without a teacher.
+
+        Args:
+            defaults: The method's settings, for options that the user omits.
 
         Raises:
             ValueError: If there are settings but no teacher, and as ``Distillation``.
         """
-        from sparsebert.training.distillation import Distillation
-
         values = {"weight": self.distill_weight, "temperature": self.distill_temperature}
         options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         if self.teacher is None:
             if options:
                 raise ValueError(f"--distill-{next(iter(options))} requires --teacher: add it")
             return None
-        return Distillation(**options)
+        return replace(defaults, **options)
 
     def by_task(self, task: str, others: Sequence[str]) -> dict[str, str]:
         """Return teachers by task. A path without a task belongs to ``task``.
@@ -176,11 +189,21 @@ class ExecutionOptions:
         return {"tolerance": self.tolerance or "fp32", "fuse": self.fuse}
 
 
+def require_one_length(arguments: Sequence[str]) -> None:
+    """Raise ValueError for two options of one length, whose defaults cannot be told from values."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    for first, second, length in _LENGTHS:
+        if {first, second} <= given:
+            raise ValueError(
+                f"{first} conflicts with {second}: both set the length of {length}; omit one of them"
+            )
+
+
 def flattened(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command for typer in which each group parameter is replaced by one option per field.
 
     The fields of :class:`TrainingSettings` have no annotations for typer; those in ``TRAINING_HELP`` become
-    options.
+    options. The attribute ``grouped`` of the result turns values of options into arguments of ``command``.
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, tuple[type, list[str]]] = {}
@@ -192,12 +215,17 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
         # Options are keyword-only, so a required one may follow an optional one.
         parameters |= {each.name: each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options}
 
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
+    def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(values)
         for group, (cls, names) in groups.items():
             values[group] = cls(**{name: values.pop(name) for name in names})
-        command(**values)
+        return values
 
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        command(**grouped(values))
+
+    run.grouped = grouped  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     run.__annotations__ = {name: each.annotation for name, each in parameters.items()}
     return run

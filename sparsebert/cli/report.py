@@ -24,8 +24,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FILE_OR_FOLDER",
-            help="files written by --json of a command or --out of a benchmark, folders of runs, or folders "
-            "that contain runs at any depth",
+            help="files written by --json of a command or --out of a benchmark, folders of runs or of "
+            "sweeps, or folders that contain runs at any depth",
             show_default=False,
         ),
     ],
@@ -104,14 +104,18 @@ def _of_tickets(sources: Iterable[Path]) -> list[results.Record]:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """Yield the file itself, or the logs of the runs in a folder, sorted with seed-2 before seed-10."""
+    """Yield the file itself, the records of a sweep, or the logs of runs, with seed-2 before seed-10."""
     if not source.exists():
         raise ValueError(f"{source} does not exist; name a file of results or a folder of runs")
     if not source.is_dir():
         yield source
         return
+    from sparsebert.workflows.sweep_records import RECORDS
     from sparsebert.workflows.ticket_sources import natural_order
 
+    if (experiment := source / RECORDS).exists():
+        yield experiment  # The rounds of its many runs are shown for the folders of the runs.
+        return
     name = RunFolder(source).log.name
     logs = sorted(source.rglob(name), key=lambda log: natural_order(str(log)))
     if not logs and RunFolder(source).run_json.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,95 +77,40 @@ def train(
     numbers = seed_list(seeds)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
-    import sparsebert.workflows.train as workflow
     from sparsebert.bench.workload import hush_transformers
-    from sparsebert.lottery.find_runs import model_for_each
+    from sparsebert.cli.train_runs import TrainRuns
     from sparsebert.lottery.run_context import RunContext
-    from sparsebert.tasks import EncodedOnce
-    from sparsebert.tasks.models import short_name
     from sparsebert.training import distributed
-    from sparsebert.workflows.assemble import load_once, task_of
+    from sparsebert.workflows.example_cache import ExampleCache
 
     hush_transformers()
-    name = data.task_name(task)
-    other_tasks = [each.strip() for each in also.split(",")] if also else []
-    data.require_applicable_folder([name, *other_tasks])
-    source = data.source(name)
-    other_sources = {each: data.source(each) for each in other_tasks}
-    config = _run_config(
-        model, method, options, sparsity, units, training, ticket, start_ticket, distillation
+    requested = TrainRuns(
+        model=model,
+        data=data,
+        units=units,
+        training=training,
+        options=options,
+        distillation=distillation,
+        task=task,
+        method=method,
+        also=also,
+        sparsity=sparsity,
+        ticket=ticket,
+        start_ticket=start_ticket,
     )
-    teachers = {
-        each: model_for_each(path, numbers) for each, path in distillation.by_task(name, other_tasks).items()
-    }
-    folder = out or Path("runs") / _folder_name(name, short_name(model), config, seeds)
+    examples = ExampleCache()
+    requested.sources(examples)  # Its problems come before those of models and tickets.
+    folder = out or Path("runs") / requested.folder_name(seeds)
     folders = {seed: folder / f"seed-{seed}" if len(numbers) > 1 else folder for seed in numbers}
     dense_folders = {seed: dense / f"seed-{seed}" for seed in numbers} if dense is not None else {}
-    main_task = data.mapped(task_of(name, source))
-    examples = load_once([*folders.values(), *dense_folders.values()], main_task, source)
-    # Loaded once for all seeds, like the main task's: the cache of encoded examples knows them by identity.
-    other_examples = {
-        each: load_once(folders.values(), task_of(each, other), other)
-        for each, other in other_sources.items()
-    }
-    train_run = partial(
-        workflow.train, main_task, model, data=examples, max_length=data.max_length, encode=EncodedOnce()
-    )
     contexts = {seed: RunContext(say) for seed in numbers}
     contexts[numbers[0]] = RunContext(say, _print_speed_estimate)  # all seeds have the same estimate
     if len(numbers) > 1:
         contexts = {seed: context.of_run(f"seed {seed}") for seed, context in contexts.items()}
-    runs = [
-        train_run(
-            workflow.seeded(config, seed),
-            folders[seed],
-            also=other_examples,
-            teacher={each: by_seed[seed] for each, by_seed in teachers.items()},
-            context=contexts[seed],
-        )
-        for seed in numbers
-    ]
-    dense_runs = [
-        train_run(
-            workflow.dense(workflow.seeded(config, seed)),
-            dense_folder,
-            context=RunContext(say).of_run(f"dense, seed {seed}"),
-        )
-        for seed, dense_folder in dense_folders.items()
-    ]
+    done = requested.carry_out(folders, dense_folders, contexts, examples)
     if distributed.is_main():
-        _report(main_task, runs, dense_runs, json)
+        _report(done.task, done.runs, done.dense_runs, json)
         typer.echo(f"tickets, run log and trained model: {folder}")
-
-
-def _run_config(
-    model: str,
-    method: str,
-    options: MethodOptions,
-    sparsity: float | None,
-    units: UnitOptions,
-    training: TrainingSettings,
-    ticket: Path | None,
-    start_ticket: Path | None,
-    distillation: DistillationOptions,
-) -> RunConfig:
-    """Return the configuration that all seeds share. Raises ValueError for options that do not fit."""
-    from sparsebert.lottery.experiment import RunConfig
-    from sparsebert.lottery.find_runs import load_ticket
-    from sparsebert.lottery.method import lottery_method
-    from sparsebert.pruning.pruning_units import PruningUnits
-    from sparsebert.tasks.models import skeleton
-
-    lottery = lottery_method(method, **vars(options))
-    return RunConfig(
-        lottery,
-        0.0 if method == "dense" and sparsity is None else sparsity,
-        PruningUnits(**units.arguments(lottery.granularity, lottery.scope)),
-        training,
-        load_ticket(ticket, skeleton(model)) if ticket else None,
-        distillation=distillation.settings(),
-        start_ticket=load_ticket(start_ticket, skeleton(model)) if start_ticket else None,
-    )
 
 
 def _report(
@@ -183,15 +127,6 @@ def _report(
     if json is not None:
         results.append(json, rows)
     print_tables(run_tables(rows))
-
-
-def _folder_name(task: str, model: str, config: RunConfig, seeds: str) -> str:
-    """Return the default name of the folder of a run, for use without --out."""
-    sparsity = f"-{float(config.target) * 100:g}" if config.target else ""
-    start = config.start_ticket
-    origin = f"-from-{start.sparsity * 100:.3g}" if start is not None else ""
-    name = f"{task}-{model.replace('/', '-')}-{config.method.name}{sparsity}{origin}"
-    return f"{name}-seed-{seeds.replace(',', '-')}"
 
 
 def _print_speed_estimate(model: Any, config: RunConfig) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -60,6 +61,10 @@ class Experiment:
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
         """Return the first batches of the training data, shuffled with the seed."""
+        return list(islice(self.batches(batch_size, seed), count))
+
+    def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, Any]]:
+        """Iterate over all batches of the training data, shuffled with the seed."""
         loader: DataLoader[Any] = DataLoader(
             self.train,  # type: ignore[arg-type]
             batch_size,
@@ -67,7 +72,7 @@ class Experiment:
             generator=torch.Generator().manual_seed(seed),
             collate_fn=self.collate,
         )
-        return [batch for _, batch in zip(range(count), loader, strict=False)]
+        return iter(loader)
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,10 @@ class RunConfig:
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}; write 90 % as 0.9")
         return target
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the default options and training settings, in the form of :meth:`describe`."""
+        return {"options": asdict(type(self.method)()), "training": TrainingSettings().describe()}
+
     def describe(self) -> dict[str, Any]:
         """Return a description as plain JSON values; equal runs have equal descriptions."""
         return {
@@ -168,7 +177,7 @@ class RunConfig:
             "options": asdict(self.method),
             "sparsity": str(self.target),
             "units": asdict(self.units),
-            "training": asdict(self.training),
+            "training": self.training.describe(),
             "names": self.names,
             "ticket": self.ticket.digest if self.ticket else None,
             "start_ticket": self.start_ticket.digest if self.start_ticket else None,

@@ -72,8 +72,9 @@ def run(
     loop = _Run(experiment, config, folder, context)
     if not folder.run_json.exists():
         loop.check()
-    claim = folder.claimed(config.describe()) if distributed.is_main() else contextlib.nullcontext()
-    with silence_transformers(), claim:
+    with silence_transformers(), contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            stack.enter_context(folder.claimed(config.describe(), config.defaults()))
         distributed.wait()
         if folder.finished() is None:
             loop.execute()
@@ -121,7 +122,8 @@ class _Run:
             require_start(self.start, self.model, self.config)
             self.method.require_start(self.start, self.model, self.config, self.steps)
         if self.config.target:
-            prune(self.model, "random", sparsity=self.config.target, **asdict(self.config.units))
+            shares = self.method.shares(self.model, self.config.target)
+            prune(self.model, "random", sparsity=shares, **asdict(self.config.units))
         else:
             self._dense_ticket()
 
@@ -192,9 +194,9 @@ class _Run:
         """Return the title of a round, with the sparsity of its ticket if it is known."""
         round_ = self.rounds[number]
         open_ended = round_.source in (Source.SEARCH, Source.LEARNED) and self.method.decides_sparsity
-        if sparsity is None and not open_ended:
+        if sparsity is None and not open_ended and not round_.title:
             sparsity = float(round_.sparsity)
-        share = "" if sparsity is None else f", {sparsity:.1%} sparse"
+        share = round_.title and f", {round_.title}" if sparsity is None else f", {sparsity:.1%} sparse"
         return f"round {number + 1} of {len(self.rounds)}{share}"
 
     def _open_round(self, number: int) -> int:

@@ -23,7 +23,7 @@ from sparsebert.training.checkpoint import Checkpoint, checkpoint_bytes
 from sparsebert.training.distillation import Distiller
 from sparsebert.training.gradient_checkpointing import enable_gradient_checkpointing
 from sparsebert.training.run_status import RunStatus
-from sparsebert.training.trainer import TicketTrainer, training_arguments
+from sparsebert.training.trainer import TicketTrainer, optimizer_of, training_arguments
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def train_round(
         enable_gradient_checkpointing(model)
     trainer = TicketTrainer(
         model=model,
-        args=training_arguments(config.training, folder, start.stop),
+        args=training_arguments(config.training, folder, start.stop, start.schedule),
+        optimizer_cls_and_kwargs=optimizer_of(config.training),
         train_dataset=experiment.train,
         data_collator=experiment.collate,
         callbacks=callbacks,

@@ -92,8 +92,12 @@ class RunFolder:
         return self.round(number) / "checkpoints"
 
     @contextlib.contextmanager
-    def claimed(self, config: Mapping[str, Any]) -> Iterator[None]:
+    def claimed(self, config: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> Iterator[None]:
         """Lock the folder for a run. Create it, or verify that it holds a run with this configuration.
+
+        Args:
+            config: The configuration.
+            defaults: See :meth:`require`.
 
         Raises:
             ValueError: Another process works in the folder, it holds something else, or its run has another
@@ -108,7 +112,7 @@ class RunFolder:
         with self._locked():
             if not self.run_json.exists():
                 write_text(self.run_json, json.dumps({"schema": _SCHEMA, **config}, indent=2) + "\n")
-            self.require(config)
+            self.require(config, defaults)
             self.sweep()
             yield
 
@@ -118,9 +122,15 @@ class RunFolder:
             if folder.is_dir():  # It may be in a folder that was just deleted.
                 sweep(folder)
 
-    def require(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming the first difference, unless the folder's run has this configuration."""
-        stored, new = _flat(self._stored_config()), _flat(json.loads(json.dumps(config)))
+    def require(self, config: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> None:
+        """Raise ValueError, naming the first difference, unless the folder's run has this configuration.
+
+        Args:
+            config: The configuration.
+            defaults: Values of options that the folder's run may lack, because an earlier version began it.
+        """
+        expected, new = (_flat(json.loads(json.dumps(each))) for each in (defaults, config))
+        stored = expected | _flat(self.config())
         for name in {**stored, **new}:
             if stored.get(name) != new.get(name):
                 raise ValueError(
@@ -128,7 +138,8 @@ class RunFolder:
                     "choose another folder"
                 )
 
-    def _stored_config(self) -> Record:
+    def config(self) -> Record:
+        """Return the configuration of the folder's run. Raise ValueError if it cannot be read."""
         try:
             config: Record = load_json(self.run_json.read_text(encoding="utf-8"))
             if (schema := config.pop("schema")) != _SCHEMA:

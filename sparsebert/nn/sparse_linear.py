@@ -269,12 +269,12 @@ class SparseLinear(nn.Module):
 
     def _transposed(self) -> list[Tensor]:
         """Return the transposed index, which makes the backward pass fast; empty unless it is kept."""
-        first = self._buffers.get("transposed_0")
-        kept: list[Tensor] = self.__dict__.get("_transposed_index", [])
-        if first is None or torch.compiler.is_compiling() or not kept or kept[0] is not first:
+        compiling = torch.compiler.is_compiling()
+        kept: list[Tensor] = [] if compiling else self.__dict__.get("_transposed_index", [])
+        if not kept or kept[0] is not self._buffers.get("transposed_0"):
             buffers = self._buffers.items()
             kept = [tensor for name, tensor in buffers if name.startswith("transposed_")]  # type: ignore[misc]
-            if not torch.compiler.is_compiling():
+            if not compiling:
                 self.__dict__["_transposed_index"] = kept
         return kept
 

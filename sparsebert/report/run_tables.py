@@ -122,7 +122,8 @@ def _round_table(title: str, rounds: Sequence[Record]) -> Table:
     for row in rounds:
         if row.get("search"):
             whose = [cell(row) for cell in apart.values() if cell(row) != MISSING]
-            told = ", ".join([*whose, f"seed {row['seed']}"])
+            several = "pruned_heads" in row["search"]  # a ticket each round
+            told = ", ".join([*whose, f"seed {row['seed']}", *([f"round {row['round']}"] if several else [])])
             notes.append(f"{told}: {_search_text(row['search'])}")
     return Table.of(", ".join([title, *common]), columns, rounds, notes)
 
@@ -162,6 +163,9 @@ def _search_text(search: Any) -> str:
             f"ticket drawn after {search['drawn_at']} of {search['steps']} steps, "
             f"{search['saved']:.0%} of the search saved{unsettled}"
         )
+    if "pruned_heads" in search:
+        heads, mlps = (f"{search[f'pruned_{kind}']} of {search[kind]}" for kind in ("heads", "mlps"))
+        return f"without {heads} heads and {mlps} MLPs"
     return f"masks of step {search['step']} chosen, by {search['metric']:.4f} on the validation data"
 
 

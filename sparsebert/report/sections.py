@@ -12,6 +12,7 @@ from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
 from sparsebert.report.early_bird_plots import early_bird_pictures
 from sparsebert.report.environment import environment_tables
+from sparsebert.report.experiment_tables import experiment_tables
 from sparsebert.report.format import Record, machine_key, record_errors
 from sparsebert.report.front_plots import front_pictures, front_tables
 from sparsebert.report.gpu_plots import roofline_pictures
@@ -174,6 +175,7 @@ def _reported(records: Iterable[Record]) -> list[Table]:
 # In the order of a report: accuracy against speed, accuracy of tickets, their speed, then the figures behind
 # both.
 _KINDS = (
+    Kind("experiments", _of("experiment"), experiment_tables),
     Kind("front", _of("round", "eval", "bench", "arena"), front_tables, front_pictures),
     Kind("lottery", _lottery, curve_tables, curve_pictures),
     Kind("learned", _lottery, learned_tables, early_bird_pictures),

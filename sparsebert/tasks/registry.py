@@ -70,6 +70,11 @@ class Task:
         return self.metrics[0] + split_suffix(self.splits[0])
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of all metrics in the results, the primary one first."""
+        return tuple(name + split_suffix(split) for split in self.splits for name in self.metrics)
+
+    @property
     def num_labels(self) -> int:
         """Outputs of the head: the number of classes, 1 for a regression, 2 for the ends of a span."""
         return {"classification": len(self.labels), "regression": 1, "span": 2}.get(self.kind, 0)

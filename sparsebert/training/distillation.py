@@ -21,8 +21,8 @@ Answers = Callable[..., Any]
 class Distillation:
     """Settings of distillation: the loss of a batch is (1 - weight) * L_labels + weight * L_teacher.
 
-    The defaults come from Sanh et al. 2020 and Jiang et al. 2023; nn_pruning and CAP (Xu et al. 2022) use a
-    weight of 0.9.
+    The defaults come from Sanh et al. 2020 and Jiang et al. 2023; nn_pruning uses a weight of 0.9. Methods
+    may have other defaults (:attr:`sparsebert.lottery.method.LotteryMethod.distillation`).
 
     Attributes:
         weight: Weight of the teacher's loss, in (0, 1].

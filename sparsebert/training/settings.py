@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
 
 from sparsebert_kernels.dtype_names import short_name
 from sparsebert_kernels.errors import unknown
@@ -12,6 +14,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 # Torch counts steps and examples in 32 bits in some places.
 MAX_STEPS = 2**31 - 1
 SCHEDULES = ("linear", "cosine", "constant")
+_EPSILON = 1e-8
+OPTIMIZERS = ("adamw", "adamax", "sgd")
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,12 @@ class TrainingSettings:
         learning_rate: Peak learning rate.
         schedule: Schedule of the learning rate after the warm-up: "linear", "cosine" or "constant".
         warmup_steps: Steps in which the learning rate warms up.
-        weight_decay: Weight decay of AdamW.
-        adam_epsilon: Epsilon of AdamW.
-        max_grad_norm: Norm at which gradients are clipped.
+        warmup_ratio: The same as a share of the steps that the schedule spans, rounded up; None for
+            ``warmup_steps``.
+        optimizer: "adamw", "adamax" (as Super Tickets trains) or "sgd" (without momentum).
+        weight_decay: Weight decay: decoupled with AdamW, added to the gradient otherwise.
+        adam_epsilon: Epsilon of AdamW and Adamax.
+        max_grad_norm: Norm at which gradients are clipped; 0 for no clipping.
         gradient_accumulation: Batches of an optimizer step.
         gradient_checkpointing: Whether activations are recomputed in the backward pass.
         precision: "fp32", or mixed precision in "bf16" or "fp16"; weights and masks are fp32 in any case.
@@ -47,8 +54,10 @@ class TrainingSettings:
     learning_rate: float = 2e-5
     schedule: str = "linear"
     warmup_steps: int = 0
+    warmup_ratio: float | None = None
+    optimizer: str = "adamw"
     weight_decay: float = 0.0
-    adam_epsilon: float = 1e-8
+    adam_epsilon: float = _EPSILON
     max_grad_norm: float = 1.0
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
@@ -72,15 +81,28 @@ class TrainingSettings:
         for name in ("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.warmup_ratio is not None:
+            if not 0 <= self.warmup_ratio < 1:
+                raise ValueError(
+                    f"warmup_ratio must be at least 0 and below 1, got {self.warmup_ratio}; write 10 % as 0.1"
+                )
+            if self.warmup_steps:
+                raise ValueError(
+                    f"warmup_steps {self.warmup_steps} conflicts with warmup_ratio {self.warmup_ratio}: both "
+                    "set the length of the warm-up; omit one of them"
+                )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {self.seed}")
         object.__setattr__(self, "precision", short_name(self.precision, PRECISIONS, "precision"))
         for kind, value, allowed in (
             ("schedule", self.schedule, SCHEDULES),
+            ("optimizer", self.optimizer, OPTIMIZERS),
             ("device", self.device, ("auto", "cpu")),
         ):
             if value not in allowed:
                 raise unknown(kind, value, allowed)
+        if self.optimizer == "sgd" and self.adam_epsilon != _EPSILON:
+            raise ValueError(f"adam_epsilon {self.adam_epsilon:g} does not apply to sgd: omit it")
 
     @property
     def on_gpu(self) -> bool:
@@ -107,8 +129,25 @@ class TrainingSettings:
         steps = self.steps if self.steps is not None else math.ceil(self.epochs * per_epoch)
         if steps > MAX_STEPS:
             raise ValueError(f"epochs must make at most {MAX_STEPS} steps of a round, got {steps:.3g}")
-        if self.warmup_steps >= steps:
-            raise ValueError(
-                f"warmup_steps must be below the {steps} steps of a round, got {self.warmup_steps}"
-            )
+        if (warmup := self.warmup_of(steps)) >= steps:
+            given = "" if self.warmup_ratio is None else f" from a warmup_ratio of {self.warmup_ratio:g}"
+            raise ValueError(f"warmup_steps must be below the {steps} steps of a round, got {warmup}{given}")
         return steps
+
+    def warmup_of(self, steps: int) -> int:
+        """Return the steps of learning-rate warm-up in a schedule of ``steps`` optimizer steps."""
+        if self.warmup_ratio is None:
+            return self.warmup_steps
+        # In decimal: a tenth of 30 steps is 3, and not one more because of the binary 0.1.
+        return math.ceil(Fraction(repr(self.warmup_ratio)) * steps)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values.
+
+        The optimizer is named only if it is not the default, so that runs of earlier versions, which had no
+        other, still resume.
+        """
+        values = asdict(self)
+        if values["optimizer"] == OPTIMIZERS[0]:
+            del values["optimizer"]
+        return values

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
@@ -129,8 +131,26 @@ class TicketTrainer(TicketMixin, Trainer):
         self.remove_callback(PrinterCallback)
 
 
-def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> Any:
-    """Return TrainingArguments that stop after ``steps`` and write checkpoints into ``folder``."""
+def optimizer_of(settings: TrainingSettings) -> tuple[type[Optimizer], dict[str, Any]] | None:
+    """Return class and options of an optimizer that the Trainer does not build itself, else None."""
+    if settings.optimizer == "adamax":
+        return torch.optim.Adamax, {"lr": settings.learning_rate, "eps": settings.adam_epsilon}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD, {"lr": settings.learning_rate}
+    return None
+
+
+def training_arguments(
+    settings: TrainingSettings, folder: Path, steps: int, schedule_steps: int | None = None
+) -> Any:
+    """Return TrainingArguments that stop after ``steps`` and write checkpoints into ``folder``.
+
+    Args:
+        settings: Settings of the round.
+        folder: Folder of the checkpoints.
+        steps: Optimizer step at which the training stops.
+        schedule_steps: Steps that the learning-rate schedule spans; ``steps`` if None.
+    """
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -138,7 +158,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, steps: int) -> 
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-        warmup_steps=settings.warmup_steps,
+        warmup_steps=settings.warmup_of(schedule_steps or steps),
         weight_decay=settings.weight_decay,
         adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,

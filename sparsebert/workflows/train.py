@@ -11,6 +11,7 @@ import sparsebert.lottery.methods  # noqa: F401  (registers them)
 from sparsebert.bench.environment import detect
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import lottery_method
+from sparsebert.lottery.method_defaults import as_begun, with_defaults_of_method
 from sparsebert.lottery.multi_task import multi_task_experiment
 from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record, RunFolder
@@ -21,7 +22,6 @@ from sparsebert.tasks.models import short_name
 from sparsebert.tasks.verdict import summarise
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
-from sparsebert.training.distillation import Distillation
 from sparsebert.training.heartbeat import heartbeat
 from sparsebert.training.teachers import teacher_id
 from sparsebert.workflows.assemble import (
@@ -52,7 +52,7 @@ def train(
     """Find a ticket for a task, or train the user's ticket, and return the records of the rounds.
 
     A ticket's mask of the pooler is dropped for tasks whose models have no pooler (SQuAD, masked language
-    modelling), as in Chen et al. 2020.
+    modelling), as in Chen et al. 2020. A configuration without a warm-up takes the method's, if it has one.
 
     Args:
         task: A task, or a name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a
@@ -64,7 +64,7 @@ def train(
         data: A folder with the task's files, the examples of a task, or None for the hub.
         also: The other tasks of a method that works on several tasks, and their data.
         teacher: Hub id or folder of a model trained on the task, to distil from with the settings in
-            ``config.distillation`` (None for their defaults); with several tasks, teachers by task.
+            ``config.distillation`` (None for the method's); with several tasks, teachers by task.
         max_length: Tokens per example; the task's default if None.
         context: Callbacks for progress, and for the time before the work starts.
         encode: :func:`sparsebert.tasks.encode`, or a version of it with a cache that several runs share.
@@ -83,9 +83,12 @@ def train(
     names = _names(main_task, [each for each, _ in others], model, data, max_length)
     config = _with_teachers(config, teachers, [main_task.name, *(each.name for each, _ in others)])
     config = _without_absent_pooler(replace(config, names=names), main_task)
+    config = with_defaults_of_method(config)
     folder = RunFolder(out)
+    if folder.run_json.exists():
+        config = as_begun(config, folder, context.say)
     if folder.run_json.exists() and folder.finished():
-        folder.require(config.describe())
+        folder.require(config.describe(), config.defaults())
         if distributed.is_main():
             folder.sweep()
             context.say(f"{folder.path} is finished: nothing to do")
@@ -231,7 +234,8 @@ def _with_teachers(config: RunConfig, teachers: Mapping[str, str], tasks: Sequen
     if not teachers:
         return config
     ids = {name: teacher_id(each) for name, each in teachers.items()}
-    return replace(config, distillation=replace(config.distillation or Distillation(), teachers=ids))
+    settings = config.distillation or config.method.distillation
+    return replace(config, distillation=replace(settings, teachers=ids))
 
 
 def _without_absent_pooler(config: RunConfig, task: Task) -> RunConfig:

@@ -35,13 +35,14 @@ LAYERS = (
     {"cost", "nn", "pruning", "one_shot", "compaction"},
     {"planning", "sparsify", "replan", "fuse", "cuda_graphs", "compact", "tasks", "quality", "report", "hf"},
     {"interop", "mask_learning", "training", "healing", "lottery"},
-    {"bench", "workflows", "cli", "demo"},
+    {"bench", "workflows", "experiments", "cli", "demo"},
 )
 
 # Libraries that only these import, late or not: the rest works where they are missing.
 ONLY_IN = {
     "transformers": {"bench", "cli", "demo", "hf", "tasks", "training", "workflows"},
     "datasets": {"tasks"},
+    "yaml": {"experiments"},
     "huggingface_hub": {"hf", "workflows"},
     "triton": {"sparsebert_kernels"},
     "matplotlib": {"report"},

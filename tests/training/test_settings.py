@@ -36,6 +36,12 @@ def test_steps_of_a_round(changes: dict[str, Any], examples: int, steps: int) ->
         ({"schedule": "liner"}, "did you mean 'linear'"),
         ({"device": "gpu"}, "unknown device"),
         ({"save_steps": 0}, "save_steps"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio must be at least 0 and below 1, got 1.0; write 10 % as 0.1"),
+        ({"warmup_ratio": float("nan")}, "warmup_ratio must be"),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_steps 5 conflicts with warmup_ratio 0.1"),
+        ({"optimizer": "adamx"}, "did you mean 'adamax'"),
+        ({"optimizer": "sgd", "adam_epsilon": 1e-6}, "adam_epsilon 1e-06 does not apply to sgd"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm must be at least 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -48,3 +54,22 @@ def test_a_round_needs_examples_and_room_for_its_warm_up() -> None:
         TrainingSettings().steps_of(0)
     with pytest.raises(ValueError, match="warmup_steps must be below the 10 steps of a round, got 10"):
         TrainingSettings(steps=10, warmup_steps=10).steps_of(100)
+    with pytest.raises(ValueError, match="got 1 from a warmup_ratio"):
+        TrainingSettings(steps=1, warmup_ratio=0.1).steps_of(100)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "warmup"), [(0.1, 30, 3), (0.1, 31, 4), (0.06, 50, 3), (0.0, 9, 0)]
+)
+def test_a_warm_up_ratio_is_a_decimal_share_of_the_schedule_rounded_up(
+    ratio: float, steps: int, warmup: int
+) -> None:
+    assert TrainingSettings(warmup_ratio=ratio).warmup_of(steps) == warmup
+
+
+def test_runs_of_earlier_versions_have_the_description_of_the_defaults() -> None:
+    """They named no optimizer and no ratio; a missing name counts as None when a run resumes."""
+    described = TrainingSettings().describe()
+    assert "optimizer" not in described
+    assert described["warmup_ratio"] is None
+    assert TrainingSettings(optimizer="adamax").describe()["optimizer"] == "adamax"

@@ -22,7 +22,7 @@ pytest.importorskip("accelerate")
 
 from sparsebert.training.callbacks import CheckpointCallback, StartCallback  # noqa: E402
 from sparsebert.training.gradient_checkpointing import enable_gradient_checkpointing  # noqa: E402
-from sparsebert.training.trainer import TicketTrainer, training_arguments  # noqa: E402
+from sparsebert.training.trainer import TicketTrainer, optimizer_of, training_arguments  # noqa: E402
 
 EXAMPLES = 16
 
@@ -57,9 +57,11 @@ def collate(chosen: list[dict[str, Any]]) -> dict[str, Tensor]:
 def train(model: Any, ticket: Ticket, folder: Path, steps: int, callbacks: Any = (), **changes: Any) -> Any:
     options = {"batch_size": EXAMPLES, "learning_rate": 1e-2, "weight_decay": 0.01, "device": "cpu"} | changes
     schedule = options.pop("schedule_steps", None)
+    settings = TrainingSettings(**options)
     trainer = TicketTrainer(
         model=model,
-        args=training_arguments(TrainingSettings(**options), folder, steps),
+        args=training_arguments(settings, folder, steps, schedule),
+        optimizer_cls_and_kwargs=optimizer_of(settings),
         train_dataset=examples(),
         data_collator=collate,
         callbacks=list(callbacks),
@@ -115,8 +117,10 @@ def test_it_trains_like_a_plain_loop_over_masked_weights(tmp_path: Path) -> None
         {"precision": "bf16"},
         {"schedule": "cosine", "warmup_steps": 2},
         {"schedule": "constant"},
+        {"optimizer": "adamax"},
+        {"optimizer": "sgd"},
     ],
-    ids=["accumulation", "mixed precision", "cosine", "constant"],
+    ids=["accumulation", "mixed precision", "cosine", "constant", "adamax", "sgd"],
 )
 def test_dead_weights_are_zero_after_every_step(tmp_path: Path, changes: dict[str, Any]) -> None:
     class Watch(transformers.TrainerCallback):
@@ -222,3 +226,32 @@ def test_a_start_with_other_weights_is_an_error(tmp_path: Path) -> None:
         model.classifier.bias[0] += 1e-7
     with pytest.raises(RuntimeError, match=r"rewinding failed: classifier\.bias"):
         train(model, prune(model, sparsity=0.5), tmp_path, 1, [StartCallback(start)])
+
+
+def test_a_warm_up_ratio_is_a_share_of_the_schedule(tmp_path: Path) -> None:
+    """A tenth of 50 steps warms up: after 4 of them the rate is four fifths of its peak."""
+    model = classifier()
+    trainer = train(model, prune(model, sparsity=0.5), tmp_path, 4, schedule_steps=50, warmup_ratio=0.1)
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(1e-2 * 4 / 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"optimizer": "adamw"}, (torch.optim.AdamW, {"eps": 1e-8})),
+        ({"optimizer": "adamax", "adam_epsilon": 1e-6}, (torch.optim.Adamax, {"eps": 1e-6})),
+        ({"optimizer": "sgd"}, (torch.optim.SGD, {"momentum": 0})),
+    ],
+)
+def test_the_optimizer_is_the_one_that_is_asked_for(
+    tmp_path: Path, options: dict[str, Any], expected: tuple[type, dict[str, Any]]
+) -> None:
+    model = classifier()
+    trainer = train(model, prune(model, sparsity=0.5), tmp_path, 3, weight_decay=0.1, **options)
+    kind, values = expected
+    optimizer = trainer.optimizer
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    assert isinstance(optimizer, kind)
+    decayed, others = optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert {name: decayed[name] for name in values} == values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import triton
@@ -12,7 +13,8 @@ from torch import Tensor
 # Kernels assume that addresses and row strides are multiples of 16 elements, which 16-byte copies require.
 ALIGNED_ELEMENTS = 16
 ALIGNED_BYTES = 16
-_MATMUL = torch.backends.cuda.matmul
+# Returns `torch.backends.cuda.matmul.fp32_precision` in a fifth of its time. Older torch lacks both.
+_precision_of: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def fp32_precision() -> str:
     """Return the precision of float32 products as set for torch's own matmul, "ieee" or "tf32"."""
-    precision = getattr(_MATMUL, "fp32_precision", None)
-    allowed = _MATMUL.allow_tf32 if precision is None else precision == "tf32"
+    if _precision_of is None:
+        allowed = torch.backends.cuda.matmul.allow_tf32
+    else:
+        allowed = _precision_of("cuda", "matmul") == "tf32"
     return "tf32" if allowed else "ieee"
 
 

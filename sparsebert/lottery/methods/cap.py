@@ -30,7 +30,7 @@ class _Snapshots(ContrastiveMethod):
         require_at_least_one(self, "snapshot_every")
 
     def _snapshot_interval(self, experiment: Experiment, config: RunConfig) -> int | None:
-        epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0)
+        epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0, warmup_ratio=None)
         return self.snapshot_every or epoch.steps_of(len(experiment.train), distributed.count())
 
 

@@ -308,7 +308,7 @@ def _sites(experiment: Experiment, config: RunConfig) -> dict[str, GateSite]:
 
 
 def _steps_per_epoch(experiment: Experiment, config: RunConfig) -> int:
-    epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0)
+    epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0, warmup_ratio=None)
     return epoch.steps_of(len(experiment.train), distributed.count())
 
 

@@ -1,0 +1,272 @@
+"""``sparsebert sweep`` on a tiny BERT: cells, holes, resuming, changed options, and what the report shows."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparsebert import results
+from sparsebert.cli import app
+from sparsebert.lottery.run_folder import RunFolder
+from tests.cli.tiny import refused
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+EXPERIMENT = """\
+title: Tickets of a tiny BERT
+source: {{paper: Somebody 2020, table: Table 1}}
+train: {{model: {model}, steps: 6, batch-size: 8, learning-rate: 0.003, device: cpu, save-steps: 2}}
+seeds: [1, 2]
+columns:
+  sst2: {{task: sst2, sparsity: 0.5}}
+  cola: {{task: cola, sparsity: 0.5}}
+rows:
+  dense: {{method: dense, sparsity: null, columns: [sst2]}}
+  imp: {{label: IMP, method: imp, step: 0.5, columns: [sst2]}}
+  moved: {{method: ticket, sparsity: null, ticket: {{row: imp, column: sst2}}, columns: [cola]}}
+metric: {{sst2: accuracy}}
+published: {{imp: {{sst2: 90}}, dense: {{sst2: [91, 0.5]}}}}
+small:
+  seeds: [1]
+  rows: [dense]
+"""
+
+
+@pytest.fixture
+def file(bert: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(EXPERIMENT.format(model=bert))
+    return path
+
+
+@pytest.fixture
+def sweep(file: Path, data: Path, tmp_path: Path) -> Callable[..., int]:
+    """Run the experiment in the folder ``sweep``."""
+
+    def run(*options: str) -> int:
+        return app.main(["sweep", str(file), "--data", str(data), "--out", str(tmp_path / "sweep"), *options])
+
+    return run
+
+
+def records(folder: Path) -> dict[str, results.Record]:
+    rows = results.read(folder / "experiment.jsonl", "experiment")
+    return {f"{row['row']}/{row['column']}/seed-{row['seed']}": row for row in rows}
+
+
+def started(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The runs that trained: those of whose rounds there was a line of progress."""
+    lines = capsys.readouterr().err.splitlines()
+    return list(dict.fromkeys(line.partition(":")[0] for line in lines if ": round " in line))
+
+
+def test_every_cell_is_a_run_and_a_second_sweep_only_reads_them(
+    sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("--json", str(tmp_path / "rows.jsonl")) == 0
+    folder = tmp_path / "sweep"
+    rows = records(folder)
+    assert list(rows) == [
+        f"{cell}/seed-{seed}" for seed in (1, 2) for cell in ("dense/sst2", "imp/sst2", "moved/cola")
+    ]
+    assert {row["status"] for row in rows.values()} == {"done"}
+    imp, moved = rows["imp/sst2/seed-1"], rows["moved/cola/seed-1"]
+    assert (imp["metric"], imp["method"], imp["rounds"], imp["steps"]) == ("accuracy", "imp", 2, 12)
+    assert imp["sparsity"] == pytest.approx(0.5)
+    assert moved["masks_sha256"] == imp["masks_sha256"]
+    assert moved["sources"] == {"ticket": "imp/sst2"}
+    assert str(tmp_path) not in json.dumps(moved)
+    assert results.read(tmp_path / "rows.jsonl") == list(rows.values())
+    assert not RunFolder(folder / "imp/sst2/seed-1").model.exists()
+    out = capsys.readouterr().out
+    assert "Tickets of a tiny BERT" in out
+    assert "[91.00 ± 0.50]" in out
+    assert "**Tickets of a tiny BERT**" in (folder / "experiment.md").read_text()
+    assert sweep() == 0
+    assert started(capsys) == []
+
+
+def test_a_dry_run_prints_the_command_lines_and_runs_nothing(
+    sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("--dry-run", "--only", "moved/*") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4  # the ticket's run and the cell's, for two seeds
+    words = shlex.split(lines[1])
+    assert words[:2] == ["sparsebert", "train"]
+    assert words[words.index("--ticket") + 1] == str(tmp_path / "sweep/imp/sst2/seed-1")
+    assert not (tmp_path / "sweep").exists()
+    assert app.main(shlex.split(lines[0])[1:]) == 0  # each is a command of its own
+    assert RunFolder(tmp_path / "sweep/imp/sst2/seed-1").finished()
+
+
+def test_a_run_that_stopped_midway_is_finished_by_the_next_sweep(
+    sweep: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sparsebert.lottery import loop
+
+    trained = loop.train_round
+
+    def stopped(*arguments: object, **options: object) -> object:
+        outcome = trained(*arguments, **options)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+        return outcome
+
+    monkeypatch.setattr(loop, "train_round", stopped)
+    assert sweep("--only", "imp/*") == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert sweep("--only", "imp/*") == 0
+    rows = records(tmp_path / "sweep")
+    assert rows["imp/sst2/seed-1"]["status"] == "done"
+    assert rows["imp/sst2/seed-1"]["sessions"] == 3  # of two rounds, one started twice
+    assert rows["dense/sst2/seed-1"]["reason"] == "not asked for (--only)"
+
+
+def test_a_cell_without_data_is_a_hole_and_the_others_go_on(
+    bert: Path, file: Path, sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = file.read_text().replace("cola: {task: cola", "rte: {task: rte").replace("[cola]", "[rte]")
+    file.write_text(text + "unavailable: {rte: not here}\n")
+    assert sweep("--only", "moved/*") == 1
+    rows = records(tmp_path / "sweep")
+    hole = rows["moved/rte/seed-1"]
+    assert hole["status"] == "not run"
+    assert (
+        hole["reason"].startswith("the data folder/glue does not hold rte")
+        or "does not hold rte" in hole["reason"]
+    )
+    assert hole["reason"].endswith("(not here)")
+    assert rows["imp/sst2/seed-1"]["status"] == "done"
+    assert "2 runs of 6 failed; the last table says why" in capsys.readouterr().err
+
+
+def test_a_cell_whose_source_did_not_run_says_so(
+    file: Path, sweep: Callable[..., int], tmp_path: Path
+) -> None:
+    file.write_text(
+        file.read_text()
+        .replace("sst2: {task: sst2", "sst2: {task: mrpc")
+        .replace("metric: {sst2: accuracy}\n", "")
+    )
+    assert sweep("--only", "moved/*") == 1
+    assert records(tmp_path / "sweep")["moved/cola/seed-1"]["reason"] == (
+        "its ticket is that of imp/sst2, which did not run"
+    )
+
+
+def test_a_cell_with_changed_options_is_refused_or_runs_again_with_the_cells_that_need_it(
+    file: Path, sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep() == 0
+    before = records(tmp_path / "sweep")
+    file.write_text(file.read_text().replace("step: 0.5", "step: 0.25"))
+    assert sweep() == 1
+    reason = records(tmp_path / "sweep")["imp/sst2/seed-1"]["reason"]
+    assert "its options have changed since it ran (step was 0.5, is 0.25)" in reason
+    assert "--rerun-changed" in reason
+    capsys.readouterr()
+    assert sweep("--rerun-changed") == 0
+    assert started(capsys) == [
+        f"{cell}/seed-{seed}" for seed in (1, 2) for cell in ("imp/sst2", "moved/cola")
+    ]
+    after = records(tmp_path / "sweep")
+    assert after["imp/sst2/seed-1"]["rounds"] == 3
+    assert after["dense/sst2/seed-1"]["timestamp"] >= before["dense/sst2/seed-1"]["timestamp"]
+
+
+def test_the_small_preset_has_no_difference_and_says_that_its_model_is_another(
+    file: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert app.main(["sweep", str(file), "--small", "--data", str(data)]) == 0
+    out = capsys.readouterr().out
+    assert "small preset on tiny-bert, another model than the paper's" in out
+    assert "Difference is empty: another model." in out
+    rows = records(tmp_path / "runs" / "tiny-small")
+    assert list(rows) == ["dense/sst2/seed-1"]
+    assert rows["dense/sst2/seed-1"]["small"] is True
+    capsys.readouterr()
+    assert app.main(["report", str(tmp_path / "runs" / "tiny-small")]) == 0
+    assert "another model than the paper's" in capsys.readouterr().out
+
+
+def test_speed_is_measured_once_and_stands_beside_accuracy(
+    sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = ["--only", "imp/sst2", "--speed", "--budget", "0"]
+    assert sweep(*only) == 0
+    speed = records(tmp_path / "sweep")["imp/sst2/seed-1"]["speed"]
+    assert speed["ratio"].keys() <= {"onednn", "eager"}
+    assert speed["weight_bytes"] > 0
+    assert speed["batch"] == 8
+    assert "speed" not in records(tmp_path / "sweep")["imp/sst2/seed-2"]  # the first seed's tickets alone
+    assert "weights MB" in capsys.readouterr().out
+    measured = (tmp_path / "sweep/imp/sst2/seed-1/speed.jsonl").read_bytes()
+    assert sweep(*only) == 0
+    assert (tmp_path / "sweep/imp/sst2/seed-1/speed.jsonl").read_bytes() == measured
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("step: 0.5", "step: 0", "row imp, column sst2: the share pruned in a step must be between 0 and 1"),
+        ("method: imp", "method: impp", "unknown method 'impp'"),
+        ("steps: 6", "steps: 6, epochs: 2", "--steps conflicts with --epochs"),
+        ("device: cpu", "device: gpu", "row dense, column sst2: unknown device 'gpu'"),
+        ("task: cola", "task: colla", "unknown task 'colla'"),
+        ("metric: {sst2: accuracy}", "metric: {sst2: f1}", "unknown metric of sst2 'f1'; known: accuracy"),
+        ("sparsity: null, columns", "sparsity: 1.5, columns", "sparsity must be in [0, 1), got 1.5"),
+    ],
+)
+def test_options_that_train_would_refuse_are_refused_before_the_first_run(
+    file: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: str,
+    after: str,
+    message: str,
+) -> None:
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after, 1))
+    line = refused(capsys, "sweep", str(file), "--data", str(data), "--out", str(tmp_path / "sweep"))
+    assert message in line
+    assert str(file) in line
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_patterns_and_folders_that_do_not_fit_are_refused(
+    file: Path, sweep: Callable[..., int], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", str(file), "--data", str(data), "--out", str(tmp_path / "sweep")]
+    assert "did you mean 'imp/sst2'?" in refused(capsys, *command, "--only", "imp/sst")
+    assert "must be NAME=FOLDER" in refused(capsys, *command, "--model-folder", "bert")
+    assert "is not a folder" in refused(capsys, *command, "--model-folder", "bert=/nowhere")
+    assert "does not exist" in refused(capsys, "sweep", str(tmp_path / "missing.yaml"))
+    assert sweep("--small") == 0
+    assert "holds the sweep of tiny, its small preset, not tiny: choose another --out" in refused(
+        capsys, *command
+    )
+
+
+def test_a_model_may_come_from_a_local_folder(
+    bert: Path, file: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(file.read_text().replace(str(bert), "some/bert"))
+    command = ["sweep", str(file), "--data", str(data), "--out", str(tmp_path / "sweep"), "--dry-run"]
+    assert app.main([*command, "--model-folder", f"some/bert={bert}"]) == 0
+    assert f"--model {bert}" in capsys.readouterr().out
