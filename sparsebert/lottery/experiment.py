@@ -47,6 +47,7 @@ class Experiment:
         teacher: Maps the same keyword arguments to a trained model's output, or to None for batches without a
             teacher; for runs with a ``distillation``.
         chance: The metrics without any learning, by name, for the records; None if they are unknown.
+        fingerprints: Digests of the data, the pre-trained model and the tokenizer, for the records.
     """
 
     model: Any
@@ -58,6 +59,7 @@ class Experiment:
     judge: Judge | None = None
     teacher: Answers | None = None
     chance: Mapping[str, float] | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
         """Return the first batches of the training data, shuffled with the seed."""

@@ -170,6 +170,10 @@ class LotteryMethod(abc.ABC):
             *(each for each in later if each.source is not Source.TRAINED or each.sparsity > reached),
         )
 
+    def shares(self, model: nn.Module, sparsity: Fraction) -> Fraction | dict[str, Fraction]:
+        """Return the share of the units that a round of a sparsity prunes, or one for each kind of unit."""
+        return sparsity
+
     def require_start(self, start: Ticket, model: nn.Module, config: RunConfig, steps: int) -> None:  # noqa: B027  (a hook)
         """Raise ValueError if the method cannot start a run from a ticket.
 

@@ -4,8 +4,9 @@
     log.jsonl            the run log: a record for each round and one at the end
     start.safetensors    the initial weights of the run
     rewind/              the state at step k of the first round, for rewinding to a step
-    round-03/            ticket.safetensors; trained.safetensors, best.safetensors (of the best masks) and
-                         checkpoints/ as long as they are needed; and files of the method
+    round-03/            ticket.safetensors; trained.safetensors, best.safetensors (of the best masks),
+                         usage.json (time, memory and energy used so far) and checkpoints/ as long as they
+                         are needed; and files of the method
     ticket.safetensors   the ticket of the last round, or of the round that the method selects
     model/               the model trained with this ticket, in the format of transformers
 
@@ -34,11 +35,14 @@ Records have the common fields of :mod:`sparsebert.results` (``schema``, ``kind`
     sessions, processes           starts of the round; processes that trained together
     distillation                  weight, temperature and teachers (task -> hub id or digest), or null
     memory                        peak_rss_bytes of this process, peak_gpu_bytes if a GPU was used
+    resources                     time, memory and energy of the round over all sessions, on rank 0
+                                  (:meth:`sparsebert.accounting.usage.Usage.record`)
+    fingerprints                  digests of train, validation, model (without a fresh head) and tokenizer
     versions                      of the libraries
     environment                   machine, kernels and versions, as in the records of a benchmark; or null
 ``kind`` "run", at the end:
     method, seed, task, model, rounds, round, sparsity and metrics (of the selected round), ticket, seconds
-    (of all rounds), environment.
+    and resources (of all rounds), fingerprints, environment.
 
 Every file is written under another name first and renamed, so that it appears whole or not at all.
 """
@@ -87,6 +91,9 @@ class RunFolder:
 
     def best(self, number: int) -> Path:
         return self.round(number) / "best.safetensors"
+
+    def usage(self, number: int) -> Path:
+        return self.round(number) / "usage.json"
 
     def checkpoints(self, number: int) -> Path:
         return self.round(number) / "checkpoints"

@@ -49,13 +49,12 @@ def words_for(task: Task, option: str, *, released: bool = False) -> tuple[str, 
         released: Whether the built-in words are exactly the words of SMP's released code.
 
     Raises:
-        ValueError: For language modelling, a task without built-in words, or a number of words that differs
-            from the number of the head's outputs.
+        ValueError: For language modelling and tags of words, a task without built-in words, or a number of
+            words that differs from the number of the head's outputs.
     """
-    if task.models_language:
-        raise ValueError(
-            f"label words need a task with classes, scores or spans; {task.name} models language"
-        )
+    if task.models_language or task.kind == "tokens":
+        other = "models language" if task.models_language else "has a tag for each word"
+        raise ValueError(f"label words need a task with classes, scores or spans; {task.name} {other}")
     if option == KNOWN_WORDS:
         if task.name not in WORDS:
             example = "Yes" if task.kind == "regression" else "terrible,great"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
+from sparsebert.accounting.fingerprints import combined
+from sparsebert.accounting.usage import total
 from sparsebert.bench.environment import detect
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import lottery_method
@@ -45,7 +47,7 @@ def train(
     data: Data = None,
     also: Mapping[str, Data] | None = None,
     teacher: str | Mapping[str, str] | None = None,
-    max_length: int | None = None,
+    text_format: TextFormat = TextFormat(),
     context: RunContext = RunContext(),
     encode: Callable[..., Encoded] = encode,
 ) -> list[Record]:
@@ -65,7 +67,7 @@ def train(
         also: The other tasks of a method that works on several tasks, and their data.
         teacher: Hub id or folder of a model trained on the task, to distil from with the settings in
             ``config.distillation`` (None for the method's); with several tasks, teachers by task.
-        max_length: Tokens per example; the task's default if None.
+        text_format: Format in which the model reads examples; the method has its own template.
         context: Callbacks for progress, and for the time before the work starts.
         encode: :func:`sparsebert.tasks.encode`, or a version of it with a cache that several runs share.
 
@@ -80,7 +82,7 @@ def train(
     main_task = task_of(task, data)
     others = _other_tasks(config, main_task, also or {})
     teachers = {main_task.name: teacher} if isinstance(teacher, str) else dict(teacher or {})
-    names = _names(main_task, [each for each, _ in others], model, data, max_length)
+    names = _names(main_task, [each for each, _ in others], model, data, text_format)
     config = _with_teachers(config, teachers, [main_task.name, *(each.name for each, _ in others)])
     config = _without_absent_pooler(replace(config, names=names), main_task)
     config = with_defaults_of_method(config)
@@ -94,7 +96,7 @@ def train(
             context.say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
     with heartbeat(context.say, lambda: f"preparing {main_task.name}: loading and encoding examples"):
-        experiment = _assemble(main_task, others, model, config, data, teachers, max_length, encode)
+        experiment = _assemble(main_task, others, model, config, data, teachers, text_format, encode)
     require_whole_blocks(experiment.model, config.units)
     if context.environment is None:
         context = replace(context, environment=detect().record())
@@ -108,7 +110,7 @@ def _assemble(
     config: RunConfig,
     data: Data,
     teachers: Mapping[str, str],
-    max_length: int | None,
+    text_format: TextFormat,
     encode: Callable[..., Encoded],
 ) -> Experiment:
     """Return the experiment of a task, or of several tasks."""
@@ -118,7 +120,7 @@ def _assemble(
         model,
         examples_of(task, data),
         seed,
-        TextFormat(max_length, getattr(config.method, "template", None)),
+        replace(text_format, template=getattr(config.method, "template", None)),
         label_words=label_words_of(config.method, task),
         teacher=teachers.get(task.name),
         encode=encode,
@@ -131,7 +133,7 @@ def _assemble(
             model,
             examples_of(each, source),
             seed,
-            TextFormat(max_length),
+            text_format.for_task(each),
             teacher=teachers.get(each.name),
             encode=encode,
         )
@@ -165,7 +167,8 @@ def over_seeds(
     """Summarise runs that differ only in their seeds, round by round.
 
     Sparsity and density are means, because some methods find a different sparsity for each seed.
-    :func:`sparsebert.tasks.verdict.summarise` computes the other fields. A dense round gets no verdict.
+    Resources are sums; the fingerprints of runs that differ are combined. The other fields are those of
+    :func:`sparsebert.tasks.verdict.summarise`. A dense round gets no verdict.
 
     Args:
         task: The task.
@@ -185,17 +188,27 @@ def over_seeds(
         if first.get("start_ticket"):
             row["start_ticket"] = first["start_ticket"]
         row |= {share: statistics.mean(each[share] for each in of_round) for share in ("sparsity", "density")}
+        row["resources"] = total(each.get("resources") for each in of_round)
+        row["fingerprints"] = _common_fingerprints(of_round)
         rows.append(row | summarise(primary(task), of_round, () if first["source"] == "all" else references))
     return rows
 
 
-def _names(task: Task, others: Sequence[Task], model: str, data: Data, max_length: int | None) -> Record:
-    """Return the task, model and data for the description of a run."""
-    names: Record = {
-        "task": task.name,
-        "model": short_name(model),
-        "max_length": max_length or task.max_length,
+def _common_fingerprints(rounds: Sequence[Record]) -> Record:
+    """Return the fingerprints of rounds by name; different ones are combined."""
+    names = dict.fromkeys(name for row in rounds for name in row.get("fingerprints") or {})
+    digests = {
+        name: sorted({str((row.get("fingerprints") or {}).get(name)) for row in rounds}) for name in names
     }
+    return {
+        name: combined({str(place): digest for place, digest in enumerate(different)})
+        for name, different in digests.items()
+    }
+
+
+def _names(task: Task, others: Sequence[Task], model: str, data: Data, text_format: TextFormat) -> Record:
+    """Return the task, model and data for the description of a run."""
+    names: Record = {"task": task.name, "model": short_name(model), **text_format.record(task)}
     if isinstance(data, TaskData) and not task.hub:
         names["data"] = dict(data.source)
     if others:

@@ -124,7 +124,7 @@ def test_refusals() -> None:
 
 def test_a_grid_whose_first_ticket_prunes_nothing_is_refused(tmp_path: Path) -> None:
     config = request("super-tickets", 0.5, **{**CHOICES, "step": None}, grid="released")
-    message = "prunes no unit: step 0.1 is less than one of 4 heads; choose a larger step"
+    message = "prunes no unit: 0.1 is less than one of 4 heads; choose a larger step or sparsity"
     with pytest.raises(ValueError, match=message):
         run(scripted(), config, tmp_path)
 
@@ -221,7 +221,7 @@ class TestReleasedGrid:
         config = request("super-tickets", 0.8, granularity="head+mlp", scope="type", grid="released")
         method = config.method
         rounds = method.rounds(config.target)[1:]
-        assert [each.title for each in rounds] == [f"without {share:g} of the heads" for share in BASE]
+        assert [each.title for each in rounds] == [f"without {share:.1%} of the heads" for share in BASE]
         normed = scores / (scores.norm(dim=1, keepdim=True) + 1e-20)
         for each, (heads, ffns) in zip(rounds, BASE.values(), strict=True):
             ticket = method.find_ticket(
@@ -236,9 +236,10 @@ class TestReleasedGrid:
         said: list[str] = []
         options = {**CHOICES, "grid": "released", "equal_batches": True, "batches": 100}
         rows = run(scripted(), request("super-tickets", 0.75, **options), tmp_path, RunContext(said.append))
-        assert any(line.startswith("round 2 of 4, without 0.25 of the heads") for line in said)
+        assert any(line.startswith("round 2 of 4, without 25.0% of the heads") for line in said)
         kept = [UnitMasks.of(Ticket.load(tmp_path / row["ticket"]), experiment().model) for row in rows[1:]]
-        # Of 4 heads and 2 MLPs; a head is left in each layer.
+        assert rows[3]["search"] == {"pruned_heads": 2, "heads": 4, "pruned_mlps": 1, "mlps": 2}
+        # A head is left in each layer.
         assert [(int((~each.heads).sum()), int((~each.mlps).sum())) for each in kept] == [
             (1, 0),
             (2, 0),

@@ -21,6 +21,7 @@ from sparsebert.lottery.method import Round, SearchingMethod, Source, register, 
 from sparsebert.lottery.methods.head_mlp_search import head_mlp_sites, require_heads_and_mlps
 from sparsebert.lottery.option_help import ACCUMULATE, BATCHES
 from sparsebert.pruning import HeadImportance, Share, levels
+from sparsebert.pruning.head_mlp_masks import UnitMasks
 from sparsebert.pruning.methods.head_importance import gate_importance
 from sparsebert.pruning.prune import prune
 from sparsebert.pruning.registry import ScoringContext
@@ -131,7 +132,7 @@ class SuperTickets(SearchingMethod):
         grid = levels(sparsity, self.step, Share.ORIGINAL)
         of_heads = self.grid is Grid.RELEASED
         tickets = (
-            Round(Source.SEARCH, each, title=f"without {float(each):.4g} of the heads" if of_heads else "")
+            Round(Source.SEARCH, each, title=f"without {float(each):.1%} of the heads" if of_heads else "")
             for each in grid
         )
         return (Round(Source.DENSE), *tickets)
@@ -145,12 +146,15 @@ class SuperTickets(SearchingMethod):
         layers, heads = len(encoder.heads), encoder.num_heads
         if not any(released_counts(first[0].sparsity, layers, heads)):
             raise ValueError(
-                f"the first ticket of the grid prunes no unit: step {self.step:g} is less than one of "
-                f"{layers * heads} heads; choose a larger step"
+                f"the first ticket of the grid prunes no unit: {float(first[0].sparsity):g} is less than one "
+                f"of {layers * heads} heads; choose a larger step or sparsity"
             )
 
     def find_ticket(self, experiment: Experiment, config: RunConfig, folder: Path, round_: Round) -> Ticket:
-        """Return the ticket of one sparsity. ``round-00/importance.safetensors`` holds the scores."""
+        """Return the ticket of one sparsity. ``round-00/importance.safetensors`` holds the scores.
+
+        ``search`` in the metadata of a ticket of the released grid holds its numbers of heads and MLPs.
+        """
         model, settings = experiment.model, config.training
         path = folder.parent / "round-00" / "importance.safetensors"
         if not path.exists():
@@ -166,16 +170,18 @@ class SuperTickets(SearchingMethod):
             with replacing(path) as unfinished:
                 save_file(scores, unfinished)
         method = _StoredImportance(keep_a_head=True, stored=load_file(path))
-        shares = self._shares(model, round_.sparsity)
-        return prune(model, method, sparsity=shares, seed=settings.seed, **asdict(config.units))
+        shares = self.shares(model, round_.sparsity)
+        ticket = prune(model, method, sparsity=shares, seed=settings.seed, **asdict(config.units))
+        if self.grid is Grid.RELEASED:
+            ticket.metadata["search"] = _counted(ticket, model)
+        return ticket
 
-    def _shares(self, model: nn.Module, share: Fraction) -> Fraction | dict[str, Fraction]:
-        """Return the sparsity of a ticket of the grid, or exact ones of heads and of MLPs."""
+    def shares(self, model: nn.Module, sparsity: Fraction) -> Fraction | dict[str, Fraction]:
         if self.grid is Grid.EVEN:
-            return share
+            return sparsity
         encoder = structure(model)
         layers, heads = len(encoder.heads), encoder.num_heads
-        pruned_heads, pruned_mlps = released_counts(share, layers, heads)
+        pruned_heads, pruned_mlps = released_counts(sparsity, layers, heads)
         return {"head": Fraction(pruned_heads, layers * heads), "mlp": Fraction(pruned_mlps, layers)}
 
     def best_round(self, rows: Sequence[Mapping[str, Any]], metric: str | None) -> int:
@@ -192,6 +198,14 @@ class _StoredImportance(HeadImportance):
 
     def scores(self, context: ScoringContext) -> dict[str, Tensor]:
         return super().scores(replace(context, importance=lambda **options: self.stored))
+
+
+def _counted(ticket: Ticket, model: nn.Module) -> dict[str, int]:
+    """Return the pruned heads and MLPs of a ticket, and their numbers in the model."""
+    kept = UnitMasks.of(ticket, model)
+    kinds = {"heads": kept.heads, "mlps": kept.mlps}
+    pruned = {f"pruned_{kind}": int((~mask).sum()) for kind, mask in kinds.items()}
+    return pruned | {kind: mask.numel() for kind, mask in kinds.items()}
 
 
 def _value(metrics: Mapping[str, float], metric: str | None) -> float:
