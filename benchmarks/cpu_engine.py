@@ -28,6 +28,7 @@ from benchmarks.fresh_process import python_path
 from benchmarks.goals import goal
 from benchmarks.output import add_out_option, append, show
 from sparsebert import results
+from sparsebert.accounting.process_memory import resident
 from sparsebert.bench import environment, memory, profile, runner
 from sparsebert.bench.environment import Environment
 from sparsebert.bench.output_check import OutputMismatchError
@@ -36,8 +37,9 @@ from sparsebert.bench.providers.sparse import Sparse
 from sparsebert.bench.pruned_model import PrunedModel, prepare_pruned_model
 from sparsebert.bench.workload import Workload
 from sparsebert.pruning import prune
+from sparsebert.report.break_even import NOT_DENSE
 from sparsebert.report.layer_tables import goal_tables
-from sparsebert.report.model_tables import NOT_DENSE, fastest_dense, machine_tables
+from sparsebert.report.model_tables import fastest_dense, machine_tables
 from sparsebert_kernels.errors import one_line
 
 MODEL, TOKENS = "bert-base", 128
@@ -272,7 +274,7 @@ def growth(machine: Environment, budget: float, keep: Keep) -> Outcome:
     for requests in (WARM_UP_REQUESTS, REQUESTS):
         for _ in range(requests):
             model(torch.randint(1000, vocabulary, (1, lengths.randint(1, TOKENS))))
-        held.append(memory.resident())
+        held.append(resident())
     return Outcome(figures={GROWTH: Measured((held[1] - held[0]) // 2**20, busy=False)})
 
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from benchmarks import fresh_process
 from benchmarks.output import add_out_option, append
 from sparsebert import results
-from sparsebert.bench import environment, memory
+from sparsebert.accounting.process_memory import resident
+from sparsebert.bench import environment
 from sparsebert_kernels import bounded_rows, formats, ops, timing
 from sparsebert_kernels.formats.dense import DEFAULT_TOKENS, onednn_linear, prepack
 
@@ -42,12 +43,12 @@ def serve(format: str, threads: int, exact: bool) -> dict[str, int]:
     if exact:
         bounded_rows.EXACT_SIZES = 2**30
     packed = formats.pack(torch.randn(WIDTH, WIDTH), torch.rand(WIDTH, WIDTH) < 0.3, format=format)
-    lengths, megabytes = random.Random(0), [memory.resident() // 2**20]
+    lengths, megabytes = random.Random(0), [resident() // 2**20]
     with torch.inference_mode():
         for requests in (WARM_UP, EXACT_REQUESTS if exact else REQUESTS):
             for _ in range(requests):
                 ops.linear(torch.randn(lengths.randint(1, LONGEST), WIDTH), packed)
-            megabytes.append(memory.resident() // 2**20)
+            megabytes.append(resident() // 2**20)
     return dict(zip(("start_mb", "warm_mb", "end_mb"), megabytes, strict=True))
 
 

@@ -57,6 +57,8 @@ def modelled() -> Iterator[dict[str, Any]]:
             yield {
                 "device": device.name,
                 "source": device.source,
+                # FLOP/s and bytes/s that bound every layer.
+                "limits": {"matmul": device.matmul, "memory": device.memory, "l2": device.l2},
                 "layer": name,
                 "shape": shape,
                 "tokens": tokens,
@@ -64,6 +66,9 @@ def modelled() -> Iterator[dict[str, Any]]:
                 "block": [height, WIDTH],
                 "sparsity": sparsity,
                 "dense_us": _microseconds(model.seconds(dense)),
+                "dense_weight_bytes": dense.nbytes,
+                "weight_bytes": work.nbytes,
+                "useful_weights": work.stored,
                 **_panel(model, work),
             }
 

@@ -22,6 +22,7 @@ from benchmarks import fresh_process
 from benchmarks.goals import goal
 from benchmarks.output import add_out_option, append, show
 from sparsebert import results
+from sparsebert.accounting.process_memory import peak_resident, resident
 from sparsebert.bench import environment, memory
 from sparsebert.bench.contention import Watch
 from sparsebert.pruning.top_k import ranked, select_top
@@ -83,7 +84,7 @@ def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
     few = make_scores(entries // 100, tied)
     choose(few, len(few) // 3)  # loads what the first call needs
     memory.reset_peak()
-    before = memory.resident()
+    before = resident()
     scores = make_scores(entries, tied)
     kept = round(DENSITY * entries)
     memory.reset_peak()
@@ -93,7 +94,7 @@ def measure_here(side: str, entries: int, tied: bool) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     return {
         "seconds": seconds,
-        "peak_bytes": memory.peak_resident() - before,
+        "peak_bytes": peak_resident() - before,
         "beyond": int(mask.count_nonzero()) - kept,
         "busy": list(watch.stop().reasons(1)),
     }

@@ -25,6 +25,7 @@ from benchmarks import fresh_process
 from benchmarks.goals import goal
 from benchmarks.output import add_out_option, append, show
 from sparsebert import results
+from sparsebert.accounting.process_memory import peak_resident, resident
 from sparsebert.bench import environment, memory
 from sparsebert.bert import full_name, resolve, structure
 from sparsebert.lottery.mask_learning_method import MaskLearningMethod
@@ -192,7 +193,7 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
         input_ids=torch.ones(1, 8, dtype=torch.int64)
     ).logits.sum().backward()
     memory.reset_peak()
-    before = memory.resident()
+    before = resident()
     model = bert(WORDS[part], **shape)
     training = SIDES[side](model)
     optimizer = torch.optim.AdamW(training.trained, lr=1e-3, weight_decay=0.0, fused=True)
@@ -206,7 +207,7 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
     }
     training.begin()
     memory.reset_peak()
-    held = memory.resident() - before
+    held = resident() - before
 
     training.begin()
     penalty = training.penalty()
@@ -219,7 +220,7 @@ def measure_here(side: str, part: str, batch: int, tokens: int, **shape: int) ->
         "trained": sum(each.numel() for each in training.trained),
         "kept_bytes": training.kept,
         "held_bytes": held,
-        "peak_bytes": memory.peak_resident() - before,
+        "peak_bytes": peak_resident() - before,
     }
 
 

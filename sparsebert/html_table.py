@@ -50,7 +50,5 @@ def table_html(
         body.append(f"<tr>{''.join(cells)}</tr>")
     caption = f'<caption style="text-align:left;font-weight:bold;">{escape(title)}</caption>' if title else ""
     below = "".join(f"<div>{escape(note)}</div>" for note in notes)
-    return (
-        f"<div><table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{below}"
-        "</div>"
-    )
+    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div style="overflow-x:auto">{table}{below}</div>'

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import sparsebert
 from sparsebert import Ticket
+from sparsebert.bench.timer import Timings
 from sparsebert.html_table import table_html
+from sparsebert.report.optimize_tables import optimize_tables
+from sparsebert.report.page import Report
+from sparsebert.report.sections import sections
 from sparsebert.report.table import Table
-from tests.report.test_page import Elements
+from sparsebert.results import read
+from sparsebert.workflows.form_choice import Optimized
+from tests.html_elements import Elements
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 HOSTILE = "<script>alert('x')</script>&"
 
 
@@ -67,3 +76,27 @@ class TestTickets:
         text = plan._repr_html_()
         assert [each["scope"] for each in Elements(text).of("th")].count("row") == 2
         assert plan.machine.replace("'", "&#x27;").replace("&", "&amp;") in text or plan.machine in text
+
+
+class TestSpeed:
+    def test_timings_show_each_side_beside_the_first(self) -> None:
+        timings = Timings({"dense": [0.02, 0.02], HOSTILE: [0.01, 0.01]}, threads=1)
+        text = timings._repr_html_()
+        assert [each["scope"] for each in Elements(text).of("th")] == ["col"] * 4 + ["row"] * 2
+        assert "2.00x" in text
+        assert "Medians of 2 paired rounds, 1 thread." in text
+        assert "<script" not in text
+
+    def test_timings_without_a_round_show_no_figure(self) -> None:
+        assert "<td" not in Timings({}, threads=2)._repr_html_()
+
+    def test_a_search_shows_every_form_that_it_tried(self) -> None:
+        records = [row for row in read(RESULTS / "arena.jsonl") if row["kind"] == "optimize"]
+        text = Optimized(None, Ticket({}), records, "dense int8", f"chosen: {HOSTILE}")._repr_html_()
+        assert text.count("<table>") == len(optimize_tables(records)) > 1
+        assert text.count("chosen: &lt;script&gt;") == text.count("<table>")
+
+    def test_a_report_shows_its_tables(self) -> None:
+        records = read(RESULTS / "serving.jsonl")
+        made = Report("Serving", records, sections(records))
+        assert made._repr_html_().count("<table>") == len(made.tables)

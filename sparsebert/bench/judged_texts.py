@@ -21,6 +21,7 @@ from sparsebert.tasks import Examples, Task, TextFormat
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import fit_positions, load_as_saved, load_model
 from sparsebert.tasks.sentence_pooling import longest_text
+from sparsebert.tasks.text_format import trained_format
 from sparsebert.tasks.texts import text_batches
 
 Batch = dict[str, Tensor]
@@ -153,7 +154,8 @@ def prepare_judged_texts(
     if labels is None:
         search, verdict = (agreement(part, head, dense) for part in (searched, judged))
     else:
-        text_format = fit_positions(model, name, labels.task, labels.text_format)
+        text_format = labels.text_format.over(trained_format(model, labels.task))
+        text_format = fit_positions(model, name, labels.task, text_format)
         half = len(labels.rows) // 2
         if half < _LEAST_ROWS:
             raise ValueError(

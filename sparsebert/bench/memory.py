@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -10,12 +11,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from sparsebert.accounting.process_memory import clear_peak
 from sparsebert.nn.sparse_linear import SparseLinear
 
 
@@ -90,39 +91,9 @@ def measure(spec: Mapping[str, Any]) -> Memory:
     return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def peak_resident() -> int:
-    """Return the peak resident bytes of this process, since ``reset_peak`` if that was called."""
-    status = _status("VmHWM")
-    if status is not None:
-        return status
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident() -> int:
-    """Return the resident bytes of this process (the peak, where the system does not report them)."""
-    now = _status("VmRSS")
-    return peak_resident() if now is None else now
-
-
 def reset_peak() -> None:
     """Return freed memory to the system and reset the peak to the current size (Linux only)."""
     gc.collect()
-    try:
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (AttributeError, OSError):
-        pass
-
-
-def _status(field: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return None
+    clear_peak()

@@ -267,7 +267,7 @@ def _record(
 
 
 def describe(ticket: Any) -> dict[str, Any]:
-    """Return a record's description of a ticket: method, granularity and actual sparsity."""
+    """Return a record's description of a ticket: method, granularity, actual sparsity and identity."""
     metadata = ticket.metadata or {}
     return {
         "method": metadata.get("method"),
@@ -278,6 +278,7 @@ def describe(ticket: Any) -> dict[str, Any]:
         "sparsity": ticket.sparsity,
         "density": ticket.density,
         "matrices": len(ticket.masks),
+        "masks_sha256": ticket.digest,
     }
 
 

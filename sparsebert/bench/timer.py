@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sparsebert.bench.contention import Contention, Watch
+from sparsebert.html_table import table_html
 from sparsebert_kernels.timing import MAX_SPREAD, Quantiles, rounds
 
 if TYPE_CHECKING:
@@ -48,6 +49,19 @@ class Timings:
         """Return the quantiles of the per-round speed-up of ``side`` over ``baseline``."""
         pairs = zip(self.seconds[baseline], self.seconds[side], strict=True)
         return Quantiles.of([slow / fast for slow, fast in pairs])
+
+    def _repr_html_(self) -> str:
+        first = next(iter(self.seconds), "")
+
+        def cells(side: str) -> tuple[str, ...]:
+            times, ratio = self.latency(side), self.ratio(first, side)
+            span = f"{1e3 * times.p20:.2f} to {1e3 * times.p80:.2f}"
+            return side, f"{1e3 * times.median:.2f}", span, f"{ratio.median:.2f}x"
+
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        notes = [f"Medians of {self.rounds} paired rounds, {threads}.", *self.busy()]
+        columns = ("side", "ms", "ms, p20 to p80", f"speed-up over {first}")
+        return table_html("", columns, map(cells, self.seconds if self.rounds else ()), notes)
 
     def busy(self) -> tuple[str, ...]:
         """Return why these timings are unreliable; empty if they can be quoted."""

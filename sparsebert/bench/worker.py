@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 
+from sparsebert.accounting.process_memory import peak_resident
 from sparsebert.bench import memory
 from sparsebert.bench.providers import BACKENDS
 from sparsebert.bench.pruned_model import prepare_pruned_model
@@ -31,7 +32,7 @@ def main() -> None:
 
     torch.set_num_threads(workload.threads)
     memory.reset_peak()
-    baseline = memory.peak_resident()
+    baseline = peak_resident()
     # No name for the ticket: its masks are to go with `pruned`, before memory is measured.
     pruned = prepare_pruned_model(
         workload,
@@ -43,11 +44,11 @@ def main() -> None:
     )
     backend = BACKENDS[spec["provider"]]().build(pruned, consume=True)
     del pruned
-    peak = memory.peak_resident()
+    peak = peak_resident()
     memory.reset_peak()
     for _ in range(RUNS):
         backend.run()
-    running = memory.peak_resident()
+    running = peak_resident()
     print(json.dumps({"baseline": baseline, "peak": max(peak, running), "running": running}))
 
 

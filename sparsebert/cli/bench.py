@@ -13,6 +13,7 @@ from sparsebert.cli.console import print_tables, progress
 from sparsebert.cli.exit_codes import WRONG_OUTPUT, CommandFailed
 from sparsebert.cli.option_groups import ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_files, require_picture, require_records, require_writable
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import (
     GRANULARITY_HELP,
     MAX_TOKENS,
@@ -38,6 +39,7 @@ _MAX_BUDGET = 86_400  # a day
 @flattened
 def bench(
     execution: ExecutionOptions,
+    resources: ResourceOptions,
     model: AnyModel = "bert-base",
     ticket: TicketFile = None,
     sparsity: Annotated[
@@ -138,6 +140,7 @@ def bench(
     require_files({"--lengths-from": lengths_from, "--calibrate-with": calibrate_with})
     if vs == "help":
         return list_baselines()
+    resources.account(gpu=device != "cpu")  # refuses a carbon intensity where no energy is measured
     if profile and vs is not None:
         raise ValueError(f"--vs {vs} conflicts with --profile, which has no baselines; omit one of them")
     if profile and execution.fuse is not None:
@@ -151,6 +154,7 @@ def bench(
     from sparsebert.bench.workload import Workload, read_lengths, read_texts
     from sparsebert.report.model_tables import bench_tables
     from sparsebert.report.profile_tables import profile_figure, profile_tables
+    from sparsebert.report.resource_tables import resource_line
     from sparsebert_kernels.formats.dense import DEFAULT_TOKENS
 
     lengths = (DEFAULT_TOKENS if seq is None else seq,) * batch
@@ -165,7 +169,7 @@ def bench(
     with progress() as step:
         step("detecting the machine")
         machine = _detect(threads)
-        for pruned in _pruned_models(
+        for pruned, fingerprints in _pruned_models(
             workload,
             ticket,
             sparsities,
@@ -176,19 +180,27 @@ def bench(
             texts,
             step,
         ):
-            if profile:
-                rows = profiler.run(pruned, machine, settings, step)
-                tables = profile_tables(rows)
-            else:
-                rows = _compared(pruned, baselines, machine, settings, step, missing)
-                tables = bench_tables(rows)
+            account = resources.account(gpu=device != "cpu")
+            with account.metered():
+                if profile:
+                    rows = profiler.run(pruned, machine, settings, step)
+                    tables = profile_tables(rows)
+                else:
+                    rows = _compared(pruned, baselines, machine, settings, step, missing)
+                    tables = bench_tables(rows)
+                used = account.resources()
+            # The sides share one comparison, whose resources stand in the record of the first.
+            rows = [row | {"resources": None, "fingerprints": fingerprints} for row in rows]
+            rows[0]["resources"] = used
             if json is not None:
                 results.append(json, rows)
             records += rows
             step("")
             print_tables(tables)
+            typer.echo(resource_line(rows[0]))
     if plot is not None:
-        from sparsebert.report.plots import save_figure, speedup_plot
+        from sparsebert.report.plots import save_figure
+        from sparsebert.report.speedup_plots import speedup_plot
 
         if profile:
             save_figure(profile_figure(records), plot)
@@ -224,8 +236,9 @@ def _pruned_models(
     execution: dict[str, Any],
     texts: Sequence[str],
     step: Callable[[str], None],
-) -> Iterator[PrunedModel]:
-    """Yield the workload's model with its ticket, for each sparsity."""
+) -> Iterator[tuple[PrunedModel, dict[str, str]]]:
+    """Yield the workload's model with its ticket, and their fingerprints, for each sparsity."""
+    from sparsebert.accounting.fingerprints import digest_of_model
     from sparsebert.bench.pruned_model import prepare_pruned_model
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_ticket
@@ -239,7 +252,8 @@ def _pruned_models(
             model_ticket = load_ticket(ticket, dense)
         else:
             model_ticket = prune(dense, sparsity=sparsity, granularity=granularity)
-        yield prepare_pruned_model(
+        fingerprints = {"model": digest_of_model(dense), "masks": model_ticket.digest}
+        pruned = prepare_pruned_model(
             workload,
             model_ticket,
             format=format,
@@ -248,6 +262,7 @@ def _pruned_models(
             calibration_texts=texts,
             **execution,
         )
+        yield pruned, fingerprints
 
 
 def _ticket_beside(model: Path) -> Path | None:

@@ -14,13 +14,16 @@ from sparsebert.cli.path_checks import require_files
 from sparsebert.cli.shared_options import TASK_NAMES, comma_separated, require_applicable, require_numbers
 
 if TYPE_CHECKING:
-    from sparsebert.tasks import Task, TaskData
+    from sparsebert.tasks import Task, TaskData, TextFormat
+    from sparsebert.tasks.registry import Kind
 
 # Name of a task from the user's files, if --task is omitted.
 USER_TASK = "own"
 
 # Kinds of tasks on running text, by the value of --lm.
 LANGUAGE_MODELS: dict[str, Literal["mlm", "clm"]] = {"masked": "mlm", "causal": "clm"}
+# Whether questions may have no answer, by the value of --questions.
+QUESTIONS = {"squad": False, "squad2": True}
 
 # Names of tasks become names of folders.
 _FOLDER_NAME = re.compile(r"\w[\w.+ -]{0,99}")
@@ -77,14 +80,56 @@ class DataOptions:
             "and Llama do",
         ),
     ] = None
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            "--questions",
+            metavar="<squad|squad2>",
+            help="your own files are questions about paragraphs, in the JSON of SQuAD, each with an answer, "
+            "or of SQuAD 2.0, some without",
+        ),
+    ] = None
+    tags: Annotated[
+        bool,
+        typer.Option(
+            "--tags",
+            help="your own files are words with a tag each: columns as of CoNLL, or .jsonl with the lists "
+            "tokens and tags (or --text-columns and --label-column)",
+        ),
+    ] = False
     max_length: Annotated[
         int | None,
-        typer.Option(help="maximum tokens per example; the default of task or command if omitted"),
+        typer.Option(
+            help="maximum tokens per example; if omitted, that of a trained model, or the default of task or "
+            "command"
+        ),
+    ] = None
+    doc_stride: Annotated[
+        int | None,
+        typer.Option(
+            help="questions: tokens between the starts of two windows of a long paragraph, 128 in BERT's "
+            "run_squad.py [default: windows share 128 tokens]"
+        ),
+    ] = None
+    max_context: Annotated[
+        bool | None,
+        typer.Option(
+            "--max-context/--no-max-context",
+            help="questions: an answer starts in the window with most context of its first token, as in "
+            "BERT's run_squad.py [default: in any]",
+        ),
+    ] = None
+    null_score_diff_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="questions of squad2: no answer if its score exceeds that of the best one by more "
+            "[default: 0]"
+        ),
     ] = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for options that do not apply, and for a length without room for a token."""
-        require_numbers({"--max-length": self.max_length})
+        require_numbers({"--max-length": self.max_length, "--doc-stride": self.doc_stride})
         if not self.user_files:
             options = {
                 "--text-columns": self.text_columns != "text",
@@ -93,21 +138,31 @@ class DataOptions:
                 "--labels": self.labels,
                 "--drop-empty": self.drop_empty,
                 "--lm": self.lm,
+                "--questions": self.questions,
+                "--tags": self.tags,
             }
             require_applicable(options, "--train-file or --validation-file")
-        if self.lm is not None:
-            if self.lm not in LANGUAGE_MODELS:
-                raise ValueError(f"--lm must be masked or causal, got {self.lm!r}")
-            for option, is_given in (
-                ("--text-columns", self.text_columns != "text"),
-                ("--label-column", self.label_column != "label"),
-                ("--labels", self.labels is not None),
-                ("--label-map", self.label_map is not None),
-                ("--drop-empty", self.drop_empty),
-                ("--regression", self.regression),
-            ):
-                if is_given:
-                    raise ValueError(f"{option} belongs to a table, and --lm {self.lm} reads text: omit it")
+        for option, value, values in (
+            ("--lm", self.lm, LANGUAGE_MODELS),
+            ("--questions", self.questions, QUESTIONS),
+        ):
+            if value is not None and value not in values:
+                raise ValueError(f"{option} must be {' or '.join(values)}, got {value!r}")
+        forms = {"--lm": self.lm, "--questions": self.questions, "--tags": self.tags or None}
+        named = [option if value is True else f"{option} {value}" for option, value in forms.items() if value]
+        if len(named) > 1:
+            raise ValueError(f"{named[0]} and {named[1]} describe different files: omit one")
+        of_tables = {"--drop-empty": self.drop_empty, "--regression": self.regression}
+        if not self.tags:
+            of_tables |= {
+                "--text-columns": self.text_columns != "text",
+                "--label-column": self.label_column != "label",
+                "--labels": self.labels is not None,
+                "--label-map": self.label_map is not None,
+            }
+        for option, is_given in of_tables.items():
+            if is_given and named:
+                raise ValueError(f"{option} belongs to a table, and {named[0]} reads other files: omit it")
 
     @property
     def user_files(self) -> bool:
@@ -115,9 +170,26 @@ class DataOptions:
         return self.train_file is not None or self.validation_file is not None
 
     @property
-    def user_tables(self) -> bool:
-        """Whether the user passes tables of examples, not running text."""
-        return self.user_files and self.lm is None
+    def has_labels(self) -> bool:
+        """Whether the user passes files whose labels a trained model may define."""
+        return self.user_files and self.lm is None and self.questions is None
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of the task in the user's files with labels."""
+        return "tokens" if self.tags else "classification"
+
+    @property
+    def text_format(self) -> TextFormat:
+        """Format in which a model reads the examples; None where the options do not say."""
+        from sparsebert.tasks import TextFormat
+
+        return TextFormat(
+            self.max_length,
+            doc_stride=self.doc_stride,
+            max_context=self.max_context,
+            null_score_diff_threshold=self.null_score_diff_threshold,
+        )
 
     def task_name(self, task: str | None) -> str:
         """Return the name of a command's task. Raises ValueError if the options name none, or two."""
@@ -154,7 +226,7 @@ class DataOptions:
             ValueError: For an unknown task, missing files, and as :func:`sparsebert.tasks.load_files`.
             OSError: As :func:`sparsebert.tasks.load_files`.
         """
-        from sparsebert.tasks import TASKS, find_task, load_files, load_texts
+        from sparsebert.tasks import TASKS, find_task, load_files, load_questions, load_tags, load_texts
         from sparsebert.tasks.label_order import data_labels
 
         if task in TASKS or not self.user_files:
@@ -168,26 +240,46 @@ class DataOptions:
                 "examples alone; omit it, or name it with --train-file"
             )
         labels = None if self.labels is None else comma_separated("--labels", self.labels)
-        defined = labels is not None or outputs is not None or self.lm is not None
+        defined = labels is not None or outputs is not None or not self.has_labels
         if self.train_file is None and not (validates and defined):
             raise ValueError("--train-file is missing: your own task needs a table to train on")
         require_files({"--train-file": self.train_file, "--validation-file": self.validation_file})
         if self.lm is not None:
             kind = LANGUAGE_MODELS[self.lm]
             return load_texts(self.train_file, self.validation_file, kind=kind, name=task)
+        if self.questions is not None:
+            no_answer = QUESTIONS[self.questions]
+            return load_questions(self.train_file, self.validation_file, no_answer=no_answer, name=task)
         if labels is None and outputs is not None and not self.regression:
             labels = list(data_labels(outputs, self.label_pairs))
-        data = load_files(
-            self.train_file,
-            self.validation_file,
-            columns=[column.strip() for column in self.text_columns.split(",")],
-            label=self.label_column,
-            labels=labels,
-            regression=self.regression,
-            name=task,
-            drop_empty=self.drop_empty,
-            label_map=self.label_pairs,
-        )
+        if self.tags:
+            tagged = load_tags(
+                self.train_file,
+                self.validation_file,
+                words="tokens" if self.text_columns == "text" else self.text_columns,
+                tags="tags" if self.label_column == "label" else self.label_column,
+                labels=labels,
+                label_map=self.label_pairs,
+                name=task,
+            )
+            print_classes(tagged)
+            return tagged
+        try:
+            data = load_files(
+                self.train_file,
+                self.validation_file,
+                columns=[column.strip() for column in self.text_columns.split(",")],
+                label=self.label_column,
+                labels=labels,
+                regression=self.regression,
+                name=task,
+                drop_empty=self.drop_empty,
+                label_map=self.label_pairs,
+            )
+        except ValueError as error:
+            if "no column" in str(error) and ".txt:" in str(error):
+                raise ValueError(f"{error}; if it is running text, add --lm masked or --lm causal") from None
+            raise
         print_classes(data)
         return data
 
@@ -206,7 +298,16 @@ class DataOptions:
         """
         options: dict[str, object] = {"--data": self.data, "--label-map": self.label_map}
         options |= {} if texts else {"--max-length": self.max_length}
-        require_applicable(options, "--task")
+        require_applicable(options | self.of_questions, "--task")
+
+    @property
+    def of_questions(self) -> dict[str, object]:
+        """The options about how questions are answered."""
+        return {
+            "--doc-stride": self.doc_stride,
+            "--max-context": self.max_context,
+            "--null-score-diff-threshold": self.null_score_diff_threshold,
+        }
 
     @property
     def label_pairs(self) -> dict[str, str]:

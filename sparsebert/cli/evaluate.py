@@ -89,7 +89,9 @@ def evaluate(
     numbers = None if seeds is None else seed_list(seeds)
     models = trained_models(model, numbers)
     dense_models = trained_models(dense, numbers) if dense else {}
-    source = data.source(name, head_labels(next(iter(models.values()))) if data.user_tables else None)
+    source = data.source(
+        name, head_labels(next(iter(models.values())), data.kind) if data.has_labels else None
+    )
     examples = examples_of(data.mapped(task_of(name, source)), source, train=False)
     if predictions is not None and examples.task.models_language:
         raise ValueError(f"--predictions needs a task with examples; {name} is language modelling: omit it")
@@ -99,7 +101,7 @@ def evaluate(
         model=model,
         dense=dense,
         ticket=ticket,
-        max_length=data.max_length,
+        text_format=data.text_format,
         sparse=execution.arguments() if given else None,
         min_row_weights=min_row_weights if compact else None,
         label_map=data.label_pairs,
@@ -126,12 +128,29 @@ def evaluate(
 
 
 def _print_metrics(rows: Sequence[Record]) -> None:
-    """Print the metrics of each model."""
+    """Print the metrics of each model, after the format of the examples."""
+    for line in dict.fromkeys(_format_text(row) for row in rows):
+        typer.echo(line)
     for row in rows:
         of_seed = f" (seed {row['seed']})" if len(rows) > 1 else ""
         typer.echo("\n".join(f"{key} {value:.4f}{of_seed}" for key, value in row["metrics"].items()))
         if "compaction" in row:
             typer.echo(_compaction_text(row))
+
+
+def _format_text(row: Record) -> str:
+    """Return a line about the length of the examples, and how it differs from that in training."""
+    used, trained = row["text_format"], row["trained_text_format"]
+    length = f"{row['task']}: examples of at most {used['max_length']} tokens"
+    others = [f"{name} {value}" for name, value in used.items() if name != "max_length"]
+    text = ", ".join([length, *others])
+    if trained is None:
+        return f"{text}; the model does not record the format of its training"
+    names = dict.fromkeys([*used, *trained])
+    different = [
+        f"{name} {trained.get(name, 'none')}" for name in names if used.get(name) != trained.get(name)
+    ]
+    return f"{text}, not as in training: {', '.join(different)}" if different else f"{text}, as in training"
 
 
 def _summary_row(metric: str, rows: Sequence[Record], dense_rows: Sequence[Record]) -> Record:

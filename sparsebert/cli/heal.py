@@ -11,6 +11,7 @@ from sparsebert.cli.console import progress
 from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import TASK_NAMES, JsonFile, TicketFile, require_applicable, require_seed
 from sparsebert.cli.stamped import stamped
 
@@ -25,6 +26,7 @@ def heal(
     ],
     output: Annotated[Path, typer.Option(help="new folder of the healed model")],
     data: DataOptions,
+    resources: ResourceOptions,
     texts: Annotated[
         Path | None,
         typer.Option("--texts", help="texts without labels: .txt, .csv, .tsv, .jsonl, .json or .parquet"),
@@ -84,17 +86,21 @@ def heal(
         require_applicable(unlabelled, "unlabelled texts, without --task and --train-file")
     else:
         data.require_no_task(texts=True)
+    require_applicable(data.of_questions, "commands that answer questions")
     require_files({"--texts": texts})
     if output.exists():
         raise ValueError(f"output folder {output} already exists; choose another")
     require_folders({"--output": output})
     require_records("--json", json)
+    account = resources.account()
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.healing.settings import HealingSettings
     from sparsebert.lottery.find_runs import load_ticket
     from sparsebert.report.healing_tables import healing_lines
+    from sparsebert.report.resource_tables import resource_line
     from sparsebert.tasks.models import skeleton
+    from sparsebert.workflows.heal import checkpoint_of
     from sparsebert.workflows.heal import heal as heal_model
 
     settings = HealingSettings(
@@ -108,7 +114,7 @@ def heal(
     )
     hush_transformers()
     read = _read(texts, texts_column) if texts is not None else _training_texts(task, data)
-    with progress() as step:
+    with progress() as step, account.metered(output, unfinished=[checkpoint_of(output)]):
         healing = heal_model(
             model,
             output,
@@ -117,12 +123,14 @@ def heal(
             ticket=load_ticket(ticket, skeleton(model)) if ticket is not None else None,
             settings=settings,
             progress=step,
+            account=account,
         )
     name = data.task_name(task) if with_task else None
     fields = {"model": model, "task": name, "teacher": teacher, "output": str(output), **healing.record()}
+    fields |= account.record()
     if json is not None:
         results.append(json, [stamped("heal", fields)])
-    typer.echo("\n".join([*healing_lines(fields), f"wrote {output}"]))
+    typer.echo("\n".join([*healing_lines(fields), resource_line(fields), f"wrote {output}"]))
 
 
 def _read(texts: Path, column: str | None) -> list[Text]:

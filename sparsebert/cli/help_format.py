@@ -47,7 +47,7 @@ def definitions(entries: Iterable[tuple[str, str]]) -> str:
     lines = []
     for name, description in entries:
         start = f"  {name}".ljust(column)
-        if len(start) > column:
+        if not start.endswith("  "):  # Two blanks part a name from its description.
             lines.append(start)
             start = ""
         lines.append(_wrapped(description, start.ljust(column), " " * column))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from sparsebert.cli.shared_options import JsonFile, comma_separated, require_sha
 
 if TYPE_CHECKING:
     from sparsebert.report.inspection import Inspection
+    from sparsebert.report.page.files import Files
+    from sparsebert.report.sections import Section
 
 
 def inspect(
@@ -60,6 +63,7 @@ def inspect(
     require_writable({"--html": html, "--json": json})
     from sparsebert import results
     from sparsebert.bench.environment import detect
+    from sparsebert.report.format import listed
     from sparsebert.report.inspect_tables import PARTS, inspect_tables
     from sparsebert.report.inspection import inspect_labelled
     from sparsebert.report.page import Report, require_renderer
@@ -92,20 +96,30 @@ def inspect(
     environment = detect().record()
     records = [{**row, "environment": environment} for row in inspection.records]
     print_tables(inspect_tables(records, shown, brief=parts is None))
+    files = inspection.save(out, shown) if out is not None else []
     if out is not None:
-        files = inspection.save(out, shown)
         typer.echo(f"wrote {len(files)} files to {out}")
     if html is not None:
         from sparsebert.atomic import write_text
         from sparsebert.report.inspect_plots import MOST_DRAWN, inspect_pictures
 
         pictures = inspect_pictures(records, shown, most=MOST_DRAWN)
-        section = Section(inspect_tables(records, shown), pictures)
-        page = Report(f"Tickets: {', '.join(sources)}", records, [section])
-        write_text(html, page.html())
+        section = Section(inspect_tables(records, shown), pictures, "Where the weights stay")
+        page = Report(f"Tickets: {listed(sources)}", records, [section], list(sources))
+        write_text(html, page.html(html, _files_of(section, files)))
         typer.echo(f"wrote {html}: {page.size}")
     if json is not None:
         results.append(json, records)
+
+
+def _files_of(section: Section, files: list[Path]) -> Files:
+    """Return the files of each picture, and the CSV files as those of the section."""
+    files_of: dict[int, list[Path]] = {id(section): [file for file in files if file.suffix == ".csv"]}
+    stems = Counter(picture.stem for picture in section.pictures)
+    for picture in section.pictures:
+        if stems[picture.stem] == 1:
+            files_of[id(picture)] = [file for file in files if file.stem == picture.stem]
+    return files_of
 
 
 def _require_parts(inspection: Inspection, parts: list[str] | tuple[()]) -> None:

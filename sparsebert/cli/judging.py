@@ -57,15 +57,14 @@ def _labelled_rows(model: str, task: str | None, data: DataOptions) -> LabelledR
         data.require_no_task()
         return None
     from sparsebert.bench.judged_texts import LabelledRows
-    from sparsebert.tasks.encoding import TextFormat
     from sparsebert.tasks.models import head_labels
     from sparsebert.workflows.assemble import examples_of, task_of
 
     name = data.task_name(task)
     data.require_applicable_folder([name])
-    source = data.source(name, head_labels(model) if data.user_tables else None)
+    source = data.source(name, head_labels(model, data.kind) if data.has_labels else None)
     examples = examples_of(data.mapped(task_of(name, source)), source, train=False)
     if examples.task.models_language:
         raise ValueError(f"--task {name} has no labels to judge by; omit it, or name a task with labels")
     rows = examples.validation[examples.task.splits[0]]
-    return LabelledRows(examples.task, rows, TextFormat(data.max_length))
+    return LabelledRows(examples.task, rows, data.text_format)

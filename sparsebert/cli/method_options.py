@@ -58,8 +58,10 @@ class MethodOptions:
         float | None,
         typer.Option(
             "--step",
-            help="share of the weights or units pruned in each round or search step [default: 0.1; "
-            "super-tickets: 0.05]",
+            help="cap-structured, imp, standard, multi-task, snip-imp, magnitude-search: share of the "
+            "weights or units pruned in each round or search step [default: 0.1]; super-tickets: "
+            "share of the heads and MLPs between two tickets of the grid; if omitted, 0.05, or 0.1 "
+            "with --grid released",
         ),
     ] = None
     scores_learning_rate: Annotated[
@@ -114,14 +116,15 @@ class MethodOptions:
         typer.Option(
             "--instance-weight",
             help="cap, cap-soft, cap-structured: weight of the instance-based contrastive loss [default: "
-            "0.1]",
+            "0.1; cap-structured: 0.3]",
         ),
     ] = None
     label_weight: Annotated[
         float | None,
         typer.Option(
             "--label-weight",
-            help="cap, cap-soft, cap-structured: weight of the label-based contrastive loss [default: 10]",
+            help="cap, cap-soft, cap-structured: weight of the label-based contrastive loss [default: 10; "
+            "cap-structured: 3]",
         ),
     ] = None
     contrast_temperature: Annotated[
@@ -352,7 +355,8 @@ class MethodOptions:
         str | None,
         typer.Option(
             "--label-words",
-            help="smp: one word per label, such as terrible,great, or task for the paper's words",
+            help="smp: one word per label, such as terrible,great, one for scores; task for the paper's "
+            "words",
         ),
     ] = None
     template: Annotated[
@@ -382,6 +386,22 @@ class MethodOptions:
         typer.Option(
             "--first-sparsity",
             help="snip-imp: sparsity that SNIP prunes to before the first round [default: 0.5]",
+        ),
+    ] = None
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            "--grid",
+            help="super-tickets: heads and MLPs to prune: even (the same share of both) or released (the "
+            "numbers of the published code; --sparsity and --step are shares of the heads) [default: "
+            "even]",
+        ),
+    ] = None
+    equal_batches: Annotated[
+        bool | None,
+        typer.Option(
+            "--equal-batches",
+            help="super-tickets: count every batch alike, even a short last one, as published",
         ),
     ] = None
     within: Annotated[

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from sparsebert.atomic import size_on_disk
 from sparsebert.cli.console import print_tables, print_ticket_file, progress
 from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.one_shot_options import CalibrationOptions, SpeedOptions
 from sparsebert.cli.option_groups import UnitOptions
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import require_applicable, require_numbers
 from sparsebert.cli.stamped import stamped
 
@@ -37,6 +39,7 @@ def prune_to_folder(
     batch_size: int | None,
     filter: Callable[[str, Any], bool] | None,
     json: Path | None,
+    resources: ResourceOptions,
 ) -> None:
     """Prune a model on texts or a task, and write it with its ticket to a folder; print the errors.
 
@@ -58,15 +61,17 @@ def prune_to_folder(
         raise ValueError(f"output folder {output} already exists; choose another")
     require_folders({"--output": output.parent})
     require_records("--json", json)
+    account = resources.account()
     from sparsebert import results
     from sparsebert.bench.runner import describe
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.bert import is_bert_like
     from sparsebert.report.one_shot_tables import error_table
+    from sparsebert.report.resource_tables import resource_line
     from sparsebert.tasks.models import skeleton
     from sparsebert.tasks.texts import read_texts
     from sparsebert.training.run_status import duration_text
-    from sparsebert.workflows.one_shot import prune_folder
+    from sparsebert.workflows.one_shot import prune_folder, unfinished_files
 
     hush_transformers()
     options = units.arguments()
@@ -75,7 +80,7 @@ def prune_to_folder(
         rows: Any = _examples(model, pruning_method, task, data)
     else:
         rows = read_texts(Path(str(calibration.texts)), calibration.texts_column)
-    with progress() as step:
+    with progress() as step, account.metered(output, unfinished=unfinished_files(output)):
 
         def show(report: Report) -> None:
             left = duration_text(report.seconds_left)
@@ -98,6 +103,7 @@ def prune_to_folder(
             allocate=calibration.allocate,
             magnitude_where_singular=calibration.magnitude_where_singular,
             filter=filter,
+            account=account,
             **options,
         )
     if errors := ticket.metadata.get("errors"):
@@ -105,6 +111,8 @@ def prune_to_folder(
     print_ticket_file(output, ticket)
     if reached is not None:
         typer.echo(f"asked for {speed.goal()}: {reached}")
+    accounted = account.record()
+    typer.echo(resource_line(accounted))
     bench = ["sparsebert", "bench", "--model", str(output)]
     typer.echo(f"measure its speed: {shlex.join(bench)}")
     # Healing reads the hidden states of BERT-like encoders.
@@ -112,11 +120,18 @@ def prune_to_folder(
     if training and (training[0] != "heal" or is_bert_like(skeleton(model))):
         typer.echo(f"train its weights: {shlex.join(['sparsebert', *training])}")
     if json is not None:
-        row = {"model": model, "method": method, "output": str(output), "ticket": describe(ticket)}
-        row |= {"errors": errors or {}, "calibration": ticket.metadata["calibration"]}
+        row: dict[str, Any] = {
+            "model": model,
+            "method": method,
+            "output": str(output),
+            "ticket": describe(ticket),
+            "bytes": size_on_disk(output),
+            "errors": errors or {},
+            "calibration": ticket.metadata["calibration"],
+        }
         row |= {"speed": reached.record()} if reached is not None else {}
         name = data.task_name(task) if with_task else None
-        results.append(json, [stamped("prune", {**row, "task": name, "seed": 0})])
+        results.append(json, [stamped("prune", {**row, "task": name, "seed": 0, **accounted})])
 
 
 def _method(name: str, scope: str, calibration: CalibrationOptions) -> Any:
@@ -139,7 +154,6 @@ def _method(name: str, scope: str, calibration: CalibrationOptions) -> Any:
 def _examples(model: str, method: Any, task: str | None, data: DataOptions) -> LabelledRows:
     """Return the training examples of a task; classes of the user's tables are those of a trained model."""
     from sparsebert.bench.judged_texts import LabelledRows
-    from sparsebert.tasks.encoding import TextFormat
     from sparsebert.tasks.load_checked import load_config
     from sparsebert.tasks.models import has_head, head_labels
     from sparsebert.workflows.assemble import examples_of, task_of
@@ -147,12 +161,12 @@ def _examples(model: str, method: Any, task: str | None, data: DataOptions) -> L
     name = data.task_name(task)
     data.require_applicable_folder([name])
     outputs = None
-    if data.user_tables and not hasattr(method, "prune_layer"):
-        trained = has_head(load_config(model), "classification") and not data.regression
-        outputs = head_labels(model) if trained else None
+    if data.has_labels and not hasattr(method, "prune_layer"):
+        trained = has_head(load_config(model), data.kind) and not data.regression
+        outputs = head_labels(model, data.kind) if trained else None
     source = data.source(name, outputs, validates=False)
     examples = examples_of(data.mapped(task_of(name, source)), source)
-    return LabelledRows(examples.task, examples.train, TextFormat(data.max_length))
+    return LabelledRows(examples.task, examples.train, data.text_format)
 
 
 def _training(

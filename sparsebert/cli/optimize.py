@@ -12,6 +12,7 @@ from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.judging import Batch, DenseModel, Seed, Texts, TextsColumn, Threads, read_judging
 from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_folders, require_records
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import (
     JsonFile,
     TaskName,
@@ -29,6 +30,7 @@ def optimize(
     texts: Texts,
     output: Annotated[Path, typer.Option("--out", "--output", help="folder to write")],
     data: DataOptions,
+    resources: ResourceOptions,
     keep: Annotated[float, typer.Option(help="bound on quality after / before, up to 1")] = 0.99,
     task: TaskName = None,
     texts_column: TextsColumn = None,
@@ -71,11 +73,13 @@ def optimize(
         raise ValueError(f"output folder {output} already exists; choose another")
     require_folders({"--out": output.parent})
     require_records("--json", json)
+    account = resources.account()
     names = [] if granularities.strip() == "none" else granularities.split()
     tried = comma_separated("--precisions", precisions)
     lines, labels = read_judging(model, texts, texts_column, task, data, batch=batch)
     from sparsebert import results
     from sparsebert.report.optimize_tables import optimize_tables
+    from sparsebert.report.resource_tables import resource_line
     from sparsebert.workflows.optimize import optimize as search
 
     with progress() as step:
@@ -94,8 +98,10 @@ def optimize(
             budget=budget,
             seed=seed,
             on_step=step,
+            account=account,
         )
     if json is not None:
         results.append(json, result.records)
     print_tables(optimize_tables(result.records))
+    typer.echo(resource_line(next(row for row in result.records if row["chosen"])))
     typer.echo(f"wrote {output}: {result.note}")

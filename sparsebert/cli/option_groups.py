@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
@@ -33,7 +33,8 @@ TRAINING_HELP = {
     "learning_rate": "peak learning rate of a round",
     "schedule": "learning-rate schedule: linear, cosine or constant",
     "warmup_steps": "steps of learning-rate warm-up",
-    "warmup_ratio": "the same as a share of the steps that the schedule spans, such as 0.1",
+    "warmup_ratio": "the same as a share of the steps that the schedule spans, such as 0.1; cap-structured: "
+    "0.1 if both are omitted",
     "optimizer": "adamw, adamax or sgd (without momentum)",
     "weight_decay": "weight decay, decoupled with AdamW",
     "adam_epsilon": "epsilon of AdamW and Adamax",
@@ -90,7 +91,7 @@ class UnitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
-    """A teacher and its weight in the loss; None stands for the default of :class:`Distillation`."""
+    """A teacher and its weight in the loss; None stands for the default of the method."""
 
     panel: ClassVar = "Teacher"
 
@@ -103,27 +104,32 @@ class DistillationOptions:
     ] = None
     distill_weight: Annotated[
         float | None,
-        typer.Option(help="weight of the teacher in the loss [default: 0.5; nn_pruning and CAP: 0.9]"),
+        typer.Option(
+            help="weight of the teacher in the loss; nn_pruning: 0.9 [default: 0.5; cap, cap-soft, "
+            "cap-structured: 0.9]"
+        ),
     ] = None
     distill_temperature: Annotated[
-        float | None, typer.Option(help="temperature of the teacher's logits [default: 2]")
+        float | None,
+        typer.Option(help="temperature of the teacher's logits [default: 2; cap-structured: 1]"),
     ] = None
 
-    def settings(self) -> Distillation | None:
+    def settings(self, defaults: Distillation) -> Distillation | None:
         """Return the settings of distillation, or None without a teacher.
+
+        Args:
+            defaults: The method's settings, for options that the user omits.
 
         Raises:
             ValueError: If there are settings but no teacher, and as ``Distillation``.
         """
-        from sparsebert.training.distillation import Distillation
-
         values = {"weight": self.distill_weight, "temperature": self.distill_temperature}
         options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         if self.teacher is None:
             if options:
                 raise ValueError(f"--distill-{next(iter(options))} requires --teacher: add it")
             return None
-        return Distillation(**options)
+        return replace(defaults, **options)
 
     def by_task(self, task: str, others: Sequence[str]) -> dict[str, str]:
         """Return teachers by task. A path without a task belongs to ``task``.

@@ -16,6 +16,7 @@ from sparsebert.cli.one_shot import ONE_SHOT, prune_to_folder
 from sparsebert.cli.one_shot_options import CalibrationOptions, SpeedOptions
 from sparsebert.cli.option_groups import UnitOptions, flattened
 from sparsebert.cli.path_checks import require_records, require_writable
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import (
     AnyModel,
     JsonFile,
@@ -30,7 +31,7 @@ from sparsebert.cli.shared_options import (
 from sparsebert.cli.stamped import stamped
 
 if TYPE_CHECKING:
-    from sparsebert.tasks import Task
+    from sparsebert.tasks import Task, TextFormat
     from sparsebert.tickets.ticket import Ticket
 
 # More batches, or examples in a batch, than any data set has.
@@ -51,6 +52,7 @@ def prune(
     calibration: CalibrationOptions,
     data: DataOptions,
     speed: SpeedOptions,
+    resources: ResourceOptions,
     sparsity: Annotated[
         str | None, typer.Option(help="share of zeros, below 1 [default: 0.9, or that of N:M]")
     ] = None,
@@ -156,9 +158,11 @@ def prune(
             batch_size,
             selects,
             json,
+            resources,
         )
         return
     require_applicable({speed.given or "": speed.given}, f"a one-shot method ({', '.join(ONE_SHOT)})")
+    require_applicable(resources.given(), f"a one-shot method ({', '.join(ONE_SHOT)})")
     require_applicable(calibration.given(), f"a one-shot method ({', '.join(ONE_SHOT)})")
     numbers = seed_list(seeds)
     files = {seed: _with_seed(output, seed) if len(numbers) > 1 else output for seed in numbers}
@@ -190,11 +194,12 @@ def prune(
         source = data.source(task, validates=False)
         definition = data.mapped(task_of(task, source))
     tickets: dict[int, Ticket] = {}
+    fingerprints: dict[int, Mapping[str, str]] = {}
     with progress() as step:
         for seed in numbers:
             step(f"loading {model}")
-            dense, examples = _model_and_examples(
-                model, definition, source, seed, data.max_length, batches or 8, batch_size or 32
+            dense, examples, fingerprints[seed] = _model_and_examples(
+                model, definition, source, seed, data.text_format, batches or 8, batch_size or 32
             )
             require_whole_blocks(dense, PruningUnits(**units.arguments()), selects)
             step("pruning")
@@ -216,7 +221,7 @@ def prune(
         pruned.save(files[seed])
         size = files[seed].stat().st_size
         written = {"output": str(files[seed]), "ticket": describe(pruned), "bytes": size, "seed": seed}
-        rows.append(stamped("prune", {**fields, **written}))
+        rows.append(stamped("prune", {**fields, **written, "fingerprints": dict(fingerprints[seed])}))
         print_ticket_file(files[seed], pruned)
     if len(tickets) > 1:
         rows.append(_overlap_row(tickets, fields))
@@ -251,20 +256,25 @@ def _model_and_examples(
     task: Task | None,
     source: Any,
     seed: int,
-    max_length: int | None,
+    text_format: TextFormat,
     batches: int,
     batch_size: int,
-) -> tuple[Any, list[dict[str, Any]] | None]:
-    """Return the model to prune, and the first batches of the task's training data if there is a task."""
-    if task is None:
-        from sparsebert.bench.workload import Workload
+) -> tuple[Any, list[dict[str, Any]] | None, Mapping[str, str]]:
+    """Return the model to prune, the first batches of the task's training data, and fingerprints.
 
-        return Workload(model, lengths=(1,), seed=seed).load_model(), None
-    from sparsebert.tasks.encoding import TextFormat
+    Without a task there are no batches.
+    """
+    if task is None:
+        from sparsebert.accounting.fingerprints import digest_of_model
+        from sparsebert.bench.workload import Workload
+        from sparsebert.tasks.load_checked import fresh_tensors
+
+        loaded = Workload(model, lengths=(1,), seed=seed).load_model()
+        return loaded, None, {"model": digest_of_model(loaded, without=fresh_tensors(loaded))}
     from sparsebert.workflows.assemble import assemble, examples_of
 
-    experiment = assemble(task, model, examples_of(task, source), seed, TextFormat(max_length))
-    return experiment.model, experiment.first_batches(batches, batch_size, seed)
+    experiment = assemble(task, model, examples_of(task, source), seed, text_format)
+    return experiment.model, experiment.first_batches(batches, batch_size, seed), experiment.fingerprints
 
 
 def _overlap_row(tickets: Mapping[int, Ticket], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import typer
 from sparsebert import results
 from sparsebert.atomic import write_text
 from sparsebert.cli.console import print_tables
-from sparsebert.cli.path_checks import require_records, require_writable
+from sparsebert.cli.path_checks import require_folders, require_records, require_writable
 from sparsebert.cli.shared_options import JsonFile
 from sparsebert.lottery.run_folder import RunFolder
 
@@ -31,6 +31,15 @@ def report(
     ],
     html: Annotated[Path | None, typer.Option(help="write one self-contained page with plots")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write the tables as Markdown")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="folder for the plots as SVG and PNG; the page links to them")
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for the tables and the numbers behind the plots as CSV; the page links to them"
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Show results as tables: runs, tickets, and benchmarks with their machines.
@@ -43,21 +52,36 @@ def report(
     targets = {"--html": html, "--markdown": markdown, "--json": json}
     require_writable(targets, files)
     require_records("--json", json)
-    from sparsebert.report.page import Report, require_renderer
+    require_folders({"--figures": figures, "--csv": csv})
+    from sparsebert.report.format import counted, listed
+    from sparsebert.report.page import Report, require_renderer, save_pictures, save_tables
+    from sparsebert.report.plots import require_matplotlib
     from sparsebert.report.sections import sections
 
     if html is not None:
         require_renderer()
+    if figures is not None:
+        require_matplotlib()
     records = _read(files)
-    if html is not None or markdown is not None:
+    elsewhere = [target for target in (html, markdown, figures, csv) if target is not None]
+    if elsewhere:
         records += _of_tickets(sources)
-    title = ", ".join(str(source) if source.is_dir() else source.name for source in sources)
-    page = Report(f"Results: {title}", records, sections(records))
+    names = [str(source) if source.is_dir() else source.name for source in sources]
+    page = Report(f"Results: {listed(names)}", records, sections(records), names)
     if not page.tables:
-        raise ValueError(f"{title} holds no records that a table can show: {_kinds(records)}")
-    if html is None and markdown is None:
+        raise ValueError(f"{', '.join(names)} holds no records that a table can show: {_kinds(records)}")
+    if not elsewhere:
         print_tables(page.tables)
-    for file, render in ((html, page.html), (markdown, page.markdown)):
+    written: dict[int, list[Path]] = {}
+    for folder, saved in (
+        (figures, lambda folder: save_pictures(page.pictures, folder)),
+        (csv, lambda folder: save_tables(page.tables, page.pictures, folder)),
+    ):
+        if folder is not None:
+            added = saved(folder)
+            typer.echo(f"wrote {counted(sum(map(len, added.values())), 'file')} to {folder}")
+            written = {key: written.get(key, []) + added.get(key, []) for key in written | added}
+    for file, render in ((html, lambda: page.html(html, written)), (markdown, page.markdown)):
         if file is not None:
             write_text(file, render())
             typer.echo(f"wrote {file}: {page.size}")

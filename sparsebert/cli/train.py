@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.method_options import MethodOptions
 from sparsebert.cli.option_groups import DistillationOptions, UnitOptions, flattened
 from sparsebert.cli.path_checks import require_folders, require_records
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import JsonFile, PretrainedModel, Seeds, TaskName, TicketFile, seed_list
 from sparsebert.cli.stamped import stamped
 from sparsebert.training.settings import TrainingSettings
@@ -31,6 +33,7 @@ def train(
     training: TrainingSettings,
     options: MethodOptions,
     distillation: DistillationOptions,
+    resources: ResourceOptions,
     task: TaskName = None,
     method: Annotated[
         str,
@@ -77,6 +80,7 @@ def train(
     numbers = seed_list(seeds)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
+    carbon_intensity = resources.account(gpu=training.on_gpu).carbon_intensity
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.cli.train_runs import TrainRuns
     from sparsebert.lottery.run_context import RunContext
@@ -103,8 +107,9 @@ def train(
     folder = out or Path("runs") / requested.folder_name(seeds)
     folders = {seed: folder / f"seed-{seed}" if len(numbers) > 1 else folder for seed in numbers}
     dense_folders = {seed: dense / f"seed-{seed}" for seed in numbers} if dense is not None else {}
-    contexts = {seed: RunContext(say) for seed in numbers}
-    contexts[numbers[0]] = RunContext(say, _print_speed_estimate)  # all seeds have the same estimate
+    plain = RunContext(say, carbon_intensity=carbon_intensity)
+    contexts = dict.fromkeys(numbers, plain)
+    contexts[numbers[0]] = replace(plain, before=_print_speed_estimate)  # all seeds have the same estimate
     if len(numbers) > 1:
         contexts = {seed: context.of_run(f"seed {seed}") for seed, context in contexts.items()}
     done = requested.carry_out(folders, dense_folders, contexts, examples)
@@ -118,6 +123,7 @@ def _report(
 ) -> None:
     """Print the rounds of all runs, with a summary over seeds, and append them to the file of --json."""
     from sparsebert import results
+    from sparsebert.report.resource_tables import resource_tables
     from sparsebert.report.run_tables import run_tables
     from sparsebert.workflows.train import over_seeds
 
@@ -126,7 +132,7 @@ def _report(
         rows += [stamped("seeds", fields) for fields in over_seeds(task, runs, dense_runs)]
     if json is not None:
         results.append(json, rows)
-    print_tables(run_tables(rows))
+    print_tables([*run_tables(rows), *resource_tables(rows)])
 
 
 def _print_speed_estimate(model: Any, config: RunConfig) -> None:

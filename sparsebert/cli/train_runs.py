@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,11 +85,11 @@ class TrainRuns:
         for name in (self.task_name, *self.other_tasks):
             if name in TASKS or not self.data.user_files:
                 find_task(name)
-        self.distillation.settings()
         if self.ticket is None and self.start_ticket is None:
             self._config(None, None)
             return
         lottery, _ = self._method_and_units()
+        self.distillation.settings(lottery.distillation)
         if self.ticket is not None and not lottery.needs_ticket:
             raise ValueError(f"method {lottery.name} finds its own ticket: omit the ticket")
         if self.start_ticket is not None and not lottery.takes_start_ticket:
@@ -148,7 +148,7 @@ class TrainRuns:
             main_task,
             self.model,
             data=loaded,
-            max_length=self.data.max_length,
+            text_format=self.data.text_format,
             encode=examples.encode,
         )
         runs = [
@@ -165,7 +165,7 @@ class TrainRuns:
             train_run(
                 workflow.dense(workflow.seeded(config, seed)),
                 folder,
-                context=RunContext(contexts[seed].say).of_run(f"dense, seed {seed}"),
+                context=replace(contexts[seed], before=RunContext().before).of_run(f"dense, seed {seed}"),
             )
             for seed, folder in dense_folders.items()
         ]
@@ -181,15 +181,14 @@ class TrainRuns:
         Raises:
             ValueError: The examples or the tokenizer cannot be loaded.
         """
-        from sparsebert.tasks import TextFormat
         from sparsebert.tasks.load_tokenizer import load_tokenizer
         from sparsebert.workflows.assemble import examples_of, task_of
 
         source = examples.source(self.data, self.task_name)
         task = task_of(self.task_name, source)
         shown = examples_of(task, source, train=False).validation[task.splits[0]][:count]
-        form = TextFormat(self.data.max_length)
-        return list(examples.encode(shown, task, load_tokenizer(self.model), form).lengths.tolist())
+        encoded = examples.encode(shown, task, load_tokenizer(self.model), self.data.text_format)
+        return list(encoded.lengths.tolist())
 
     def folder_name(self, seeds: str) -> str:
         """Return the default name of the folder of these runs, for use without --out."""
@@ -223,6 +222,6 @@ class TrainRuns:
             units,
             self.training,
             ticket,
-            distillation=self.distillation.settings(),
+            distillation=self.distillation.settings(lottery.distillation),
             start_ticket=start_ticket,
         )

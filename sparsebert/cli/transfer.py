@@ -14,6 +14,7 @@ from sparsebert.cli.console import print_tables, say
 from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_folders, require_records
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import (
     TASK_NAMES,
     JsonFile,
@@ -44,6 +45,7 @@ def transfer(
     model: PretrainedModel,
     data: DataOptions,
     training: TrainingSettings,
+    resources: ResourceOptions,
     sparsity: Annotated[
         float | None, typer.Option(help="for runs with several rounds: sparsity of the round to use")
     ] = None,
@@ -66,10 +68,12 @@ def transfer(
     paths = _paths_by_name(ticket)
     require_records("--json", json)
     require_folders({"--out": out, "--dense": dense})
+    carbon_intensity = resources.account(gpu=training.on_gpu).carbon_intensity
     import sparsebert.workflows.transfer as workflow
     from sparsebert import results
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import load_tickets
+    from sparsebert.report.resource_tables import resource_tables
     from sparsebert.report.run_tables import matrix_tables
     from sparsebert.tasks.models import short_name, skeleton
     from sparsebert.training import distributed
@@ -90,7 +94,7 @@ def transfer(
     if differences := workflow.sparsity_differences(tickets):
         shares = ", ".join(f"{name} {share:.2%}" for name, share in differences.items())
         typer.echo(f"the tickets differ in sparsity, so do not compare their rows: {shares}")
-    reporter = _Reporter()
+    reporter = _Reporter(carbon_intensity)
     folder = out or Path("runs") / f"transfer-{short_name(model).replace('/', '-')}"
     cells = workflow.transfer(
         model,
@@ -100,7 +104,7 @@ def transfer(
         seeds=numbers,
         dense_folder=dense,
         random=random,
-        max_length=data.max_length,
+        text_format=data.text_format,
         context=reporter.context(),
     )
     if not distributed.is_main():
@@ -110,21 +114,22 @@ def transfer(
         results.append(json, rows)
     if reporter.finished:
         typer.echo(f"{reporter.finished} of {len(cells) * len(numbers)} runs were already finished")
-    print_tables(matrix_tables(rows))
+    print_tables([*matrix_tables(rows), *resource_tables(rows)])
     typer.echo(f"tickets, run logs and trained models: {folder}")
 
 
 class _Reporter:
     """Progress of many runs: counts the finished runs, and prints each speed estimate once."""
 
-    def __init__(self) -> None:
+    def __init__(self, carbon_intensity: float | None) -> None:
         self.finished = 0
+        self._carbon_intensity = carbon_intensity
         self._printed: set[str] = set()
 
     def context(self) -> Any:
         from sparsebert.lottery.run_context import RunContext
 
-        return RunContext(self._say, self._print_speed_estimate)
+        return RunContext(self._say, self._print_speed_estimate, carbon_intensity=self._carbon_intensity)
 
     def _say(self, text: str) -> None:
         # One line for each finished run would hide the matrix.

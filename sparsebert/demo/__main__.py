@@ -26,7 +26,7 @@ from sparsebert.demo import real_model
 from sparsebert.pruning import prune
 from sparsebert.report.format import machine_text
 from sparsebert.report.model_tables import bench_tables, sweep_tables
-from sparsebert.report.plots import speedup_plot
+from sparsebert.report.speedup_plots import speedup_plot
 
 if TYPE_CHECKING:
     from sparsebert.bench.providers import Backend

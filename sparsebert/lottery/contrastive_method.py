@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import LotteryMethod
@@ -21,11 +22,13 @@ from sparsebert.training.contrastive import (
     ContrastiveSettings,
     snapshot_name,
 )
-from sparsebert.training.distillation import Teacher
+from sparsebert.training.distillation import Distillation, Teacher
 from sparsebert.training.representation_bank import RepresentationBank, head_linear
 from sparsebert_kernels.errors import unknown
 
 _BANKS = (PRETRAINED, FINE_TUNED, SNAPSHOTS)
+INSTANCE_WEIGHT = {"help": "weight of the instance-based contrastive loss"}
+LABEL_WEIGHT = {"help": "weight of the label-based contrastive loss"}
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class ContrastiveMethod(LotteryMethod):
     For each of the ``banks``, the instance term and the label term of
     :func:`sparsebert.mask_learning.contrastive_loss.contrastive_terms` are added to the loss, times
     ``instance_weight`` and ``label_weight``. Examples with equal labels are positive pairs. Spans have only
-    the instance term; tasks with scores as labels are refused. For the paper's knowledge distillation, give
-    the run a teacher with ``distill_weight=0.9``. In unstructured pruning, the published code takes snapshots
-    with dropout; here dropout is off. While the run needs them, the representations are stored in files:
-    4 bytes times features times examples for each encoder.
+    the instance term; tasks with scores as labels are refused. A run with a teacher also distils from it, by
+    default with the published weights: 0.1 for the labels and 0.9 for the teacher. In unstructured pruning,
+    the published code takes snapshots with dropout; here dropout is off. While the run needs them, the
+    representations are stored in files: 4 bytes times features times examples for each encoder.
 
     Attributes:
         instance_weight: Weight of the instance term.
@@ -50,10 +53,10 @@ class ContrastiveMethod(LotteryMethod):
             model, "fine-tuned" by the teacher, and "snapshots" by all snapshots of the model in training.
     """
 
-    instance_weight: float = field(
-        default=0.1, metadata={"help": "weight of the instance-based contrastive loss"}
-    )
-    label_weight: float = field(default=10.0, metadata={"help": "weight of the label-based contrastive loss"})
+    distillation: ClassVar[Distillation] = Distillation(0.9)
+
+    instance_weight: float = field(default=0.1, metadata=INSTANCE_WEIGHT)
+    label_weight: float = field(default=10.0, metadata=LABEL_WEIGHT)
     contrast_temperature: float = field(
         default=0.1, metadata={"help": "temperature of the contrastive losses"}
     )

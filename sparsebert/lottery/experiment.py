@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +47,7 @@ class Experiment:
         teacher: Maps the same keyword arguments to a trained model's output, or to None for batches without a
             teacher; for runs with a ``distillation``.
         chance: The metrics without any learning, by name, for the records; None if they are unknown.
+        fingerprints: Digests of the data, the pre-trained model and the tokenizer, for the records.
     """
 
     model: Any
@@ -57,9 +59,14 @@ class Experiment:
     judge: Judge | None = None
     teacher: Answers | None = None
     chance: Mapping[str, float] | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def first_batches(self, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
         """Return the first batches of the training data, shuffled with the seed."""
+        return list(islice(self.batches(batch_size, seed), count))
+
+    def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, Any]]:
+        """Iterate over all batches of the training data, shuffled with the seed."""
         loader: DataLoader[Any] = DataLoader(
             self.train,  # type: ignore[arg-type]
             batch_size,
@@ -67,7 +74,7 @@ class Experiment:
             generator=torch.Generator().manual_seed(seed),
             collate_fn=self.collate,
         )
-        return [batch for _, batch in zip(range(count), loader, strict=False)]
+        return iter(loader)
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,10 @@ class RunConfig:
         if not 0 <= target < 1:
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}; write 90 % as 0.9")
         return target
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the default options and training settings, in the form of :meth:`describe`."""
+        return {"options": asdict(type(self.method)()), "training": TrainingSettings().describe()}
 
     def describe(self) -> dict[str, Any]:
         """Return a description as plain JSON values; equal runs have equal descriptions."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
-import sys
 import time
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
+from sparsebert.accounting.meter import Meter
+from sparsebert.accounting.usage import Usage, total
 from sparsebert.atomic import replacing
 from sparsebert.bert import weight_of
 from sparsebert.linear_layers import unfiltered
@@ -35,6 +33,9 @@ from sparsebert.training.heartbeat import heartbeat
 from sparsebert.training.run_status import RunStatus
 from sparsebert.training.snapshot import Snapshot
 from sparsebert.training.trainer import silence_transformers
+
+# Fingerprints that all rounds of a run share; its initial weights are in its folder.
+_DATA = {"train": "training data", "validation": "validation data", "tokenizer": "a tokenizer"}
 
 
 def run(
@@ -72,8 +73,9 @@ def run(
     loop = _Run(experiment, config, folder, context)
     if not folder.run_json.exists():
         loop.check()
-    claim = folder.claimed(config.describe()) if distributed.is_main() else contextlib.nullcontext()
-    with silence_transformers(), claim:
+    with silence_transformers(), contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            stack.enter_context(folder.claimed(config.describe(), config.defaults()))
         distributed.wait()
         if folder.finished() is None:
             loop.execute()
@@ -90,6 +92,7 @@ class _Run:
         self, experiment: Experiment, config: RunConfig, folder: RunFolder, context: RunContext
     ) -> None:
         self.folder, self.environment, self.model = folder, context.environment, experiment.model
+        self.carbon_intensity = context.carbon_intensity
         self.method, self.seed = config.method, config.training.seed
         self.start = None
         if config.start_ticket is not None:
@@ -121,21 +124,37 @@ class _Run:
             require_start(self.start, self.model, self.config)
             self.method.require_start(self.start, self.model, self.config, self.steps)
         if self.config.target:
-            prune(self.model, "random", sparsity=self.config.target, **asdict(self.config.units))
+            shares = self.method.shares(self.model, self.config.target)
+            prune(self.model, "random", sparsity=shares, **asdict(self.config.units))
         else:
             self._dense_ticket()
 
     def execute(self) -> None:
         """Carry out the rounds that are not done yet, and finish the run."""
-        done = len(self.folder.rounds_done())
+        rows = self.folder.rounds_done()
+        done = len(rows)
         if done < len(self.rounds):
+            self._require_same_data(rows)
             start = distributed.main_first(self._start)
             plan = RunPlan(self.method, self.folder, len(self.rounds), self.steps, start, self.seed)
             with heartbeat(self.say, self.status.line):
                 for number in range(done, len(self.rounds)):
-                    self._execute_round(number, plan)
+                    meter = Meter(gpu=self.config.training.on_gpu, saved=self.folder.usage(number))
+                    with meter if distributed.is_main() else contextlib.nullcontext():
+                        self._execute_round(number, plan, meter)
         if distributed.is_main():
             self._finish()
+
+    def _require_same_data(self, rows: list[Record]) -> None:
+        """Raise ValueError if finished rounds read other data, or by another tokenizer."""
+        before = (rows[0].get("fingerprints") or {}) if rows else {}
+        now = self.experiment.fingerprints
+        for name, what in _DATA.items():
+            if before.get(name, now.get(name)) != now.get(name):
+                raise ValueError(
+                    f"{self.folder.path} holds a run with {what} of fingerprint {before[name][:19]}, not "
+                    f"{str(now.get(name))[:19]}: restore what it read, or choose another folder"
+                )
 
     def _start(self) -> Snapshot:
         """Return the initial weights: from the model in the first session, from the folder in later ones."""
@@ -151,7 +170,7 @@ class _Run:
                 self.say(line)
         return start
 
-    def _execute_round(self, number: int, plan: RunPlan) -> None:
+    def _execute_round(self, number: int, plan: RunPlan, meter: Meter) -> None:
         round_ = self.rounds[number]
         title = self._title(number)
         self.say(title)
@@ -180,21 +199,22 @@ class _Run:
                 status=self.status,
                 hooks=hooks,
                 best_masks=best_masks,
+                on_checkpoint=meter.save,
             )
         ticket = self._learned(trainee, best_masks, number) if isinstance(trainee, Learner) else trainee
         ticket.apply_(self.model)
         self.status.begin_phase("evaluating")
         if distributed.is_main():
-            self._close_round(number, ticket, trained, seconds_deciding, sessions)
+            self._close_round(number, ticket, trained, seconds_deciding, sessions, meter)
         distributed.wait()
 
     def _title(self, number: int, sparsity: float | None = None) -> str:
         """Return the title of a round, with the sparsity of its ticket if it is known."""
         round_ = self.rounds[number]
         open_ended = round_.source in (Source.SEARCH, Source.LEARNED) and self.method.decides_sparsity
-        if sparsity is None and not open_ended:
+        if sparsity is None and not open_ended and not round_.title:
             sparsity = float(round_.sparsity)
-        share = "" if sparsity is None else f", {sparsity:.1%} sparse"
+        share = round_.title and f", {round_.title}" if sparsity is None else f", {sparsity:.1%} sparse"
         return f"round {number + 1} of {len(self.rounds)}{share}"
 
     def _open_round(self, number: int) -> int:
@@ -312,7 +332,13 @@ class _Run:
         return self.experiment.first_batches(self.method.batches, settings.batch_size, self.seed)
 
     def _close_round(
-        self, number: int, ticket: Ticket, trained: Trained, seconds_deciding: float, sessions: int
+        self,
+        number: int,
+        ticket: Ticket,
+        trained: Trained,
+        seconds_deciding: float,
+        sessions: int,
+        meter: Meter,
     ) -> None:
         """Save and evaluate the weights, write the round's record, and delete files of no later use."""
         Snapshot.of(self.model).save(self.folder.trained(number))
@@ -323,7 +349,7 @@ class _Run:
             "train": trained.seconds,
             "evaluate": time.perf_counter() - began,
         }
-        units = self.config.units
+        units, usage = self.config.units, meter.usage()
         row = self.folder.append(
             "round",
             {
@@ -352,7 +378,9 @@ class _Run:
                 "sessions": sessions,
                 "processes": distributed.count(),
                 "distillation": asdict(self.config.distillation) if self.config.distillation else None,
-                "memory": _peak_memory(),
+                "memory": _peak_memory(usage),
+                "resources": usage.record(self.carbon_intensity),
+                "fingerprints": dict(self.experiment.fingerprints),
                 "versions": ticket.metadata["versions"],
                 "environment": self.environment,
             },
@@ -408,6 +436,7 @@ class _Run:
             shutil.rmtree(self.folder.checkpoints(number), ignore_errors=True)
             self.folder.trained(number).unlink(missing_ok=True)
             self.folder.best(number).unlink(missing_ok=True)
+            self.folder.usage(number).unlink(missing_ok=True)
         self.folder.start.unlink(missing_ok=True)
         self.folder.append(
             "run",
@@ -419,6 +448,8 @@ class _Run:
                 "metrics": rows[best]["metrics"],
                 "ticket": self.folder.final_ticket.name,
                 "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 3),
+                "resources": total(row.get("resources") for row in rows),
+                "fingerprints": dict(self.experiment.fingerprints),
                 "environment": self.environment,
             },
         )
@@ -442,10 +473,6 @@ def _counts(ticket: Ticket, model: Any) -> Record:
     }
 
 
-def _peak_memory() -> Record:
-    # Linux counts in kibibytes, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if torch.cuda.is_available():
-        peak["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
-    return peak
+def _peak_memory(usage: Usage) -> Record:
+    peaks = {"peak_rss_bytes": usage.peak_rss_bytes, "peak_gpu_bytes": usage.peak_gpu_bytes}
+    return {name: value for name, value in peaks.items() if value is not None}

@@ -16,6 +16,7 @@ from torch import nn
 from sparsebert.lottery.option_help import BATCHES, HEAD, REWIND
 from sparsebert.pruning import Magnitude, Method, registry
 from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
+from sparsebert.training.distillation import Distillation
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -80,12 +81,14 @@ class Round:
         sparsity: Sparsity of the ticket; 0 if the round decides it.
         scores: Pruning method that ranks the weights, for ``Source.START`` and ``Source.TRAINED``.
         learning_rate: Learning rate of the round; None for the run's.
+        title: What the title of the round says of a ticket that is not known yet; its sparsity if empty.
     """
 
     source: Source
     sparsity: Fraction = Fraction(0)
     scores: Method = field(default_factory=Magnitude)
     learning_rate: float | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class LotteryMethod(abc.ABC):
         needs_ticket: Whether the method needs a ticket of the user, whose sparsity it adopts.
         multi_task: Whether the method trains several tasks at once.
         takes_start_ticket: Whether a run may start from a ticket instead of the dense model.
+        distillation: Settings of distillation for a run that sets none.
+        warmup_ratio: Warm-up of a run that sets none, as a share of the steps of a round; None for none.
         rewind: State from which each round trains.
         rewind_step: Step k of ``Rewind.STEP``.
         head: Task head at the start of each round.
@@ -110,6 +115,8 @@ class LotteryMethod(abc.ABC):
     needs_ticket: ClassVar[bool] = False
     multi_task: ClassVar[bool] = False
     takes_start_ticket: ClassVar[bool] = False
+    distillation: ClassVar[Distillation] = Distillation()
+    warmup_ratio: ClassVar[float | None] = None
 
     rewind: Rewind = field(default=Rewind.PRETRAINED, metadata=REWIND)
     rewind_step: int = field(default=0, metadata={"help": "optimizer step that --rewind step returns to"})
@@ -162,6 +169,10 @@ class LotteryMethod(abc.ABC):
             replace(first, source=Source.USER, sparsity=start),
             *(each for each in later if each.source is not Source.TRAINED or each.sparsity > reached),
         )
+
+    def shares(self, model: nn.Module, sparsity: Fraction) -> Fraction | dict[str, Fraction]:
+        """Return the share of the units that a round of a sparsity prunes, or one for each kind of unit."""
+        return sparsity
 
     def require_start(self, start: Ticket, model: nn.Module, config: RunConfig, steps: int) -> None:  # noqa: B027  (a hook)
         """Raise ValueError if the method cannot start a run from a ticket.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from sparsebert.accounting.fingerprints import combined
 from sparsebert.lottery.experiment import Experiment
 from sparsebert.training.distillation import Teachers
 from sparsebert.training.multi_task_model import MultiTaskModel
@@ -53,4 +54,8 @@ def multi_task_experiment(experiments: Mapping[str, Experiment], proportions: st
         save_extras,
         teacher=Teachers(teachers) if any(teachers) else None,
         chance=experiments[first].chance,
+        fingerprints={
+            name: combined({task: each.fingerprints.get(name, "") for task, each in experiments.items()})
+            for name in experiments[first].fingerprints
+        },
     )

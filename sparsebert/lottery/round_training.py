@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def train_round(
     status: RunStatus | None = None,
     hooks: RoundHooks | None = None,
     best_masks: BestMasks | None = None,
+    on_checkpoint: Callable[[], object] = lambda: None,
 ) -> Trained:
     """Train the model with a ticket, or learn one, to the end of the round.
 
@@ -67,6 +69,7 @@ def train_round(
         status: Status of the run, to update.
         hooks: The method's part in the training, which may end the round before its last step.
         best_masks: Evaluates a learner's masks during training.
+        on_checkpoint: Called on rank 0 before each checkpoint is complete.
 
     Raises:
         OSError: A checkpoint cannot be written.
@@ -77,7 +80,7 @@ def train_round(
     if checkpoint is not None and checkpoint.step == stop:
         # An earlier process was killed after the last step: no training remains.
         return _restore_trained_(model, ticket, checkpoint, hooks)
-    checkpoints = _checkpoint_callback(config.method, start, keep)
+    checkpoints = _checkpoint_callback(config.method, start, keep, on_checkpoint)
     callbacks: list[Any] = [checkpoints, ProgressCallback(title, status)]
     callbacks += [hooks.callback] if hooks else []
     callbacks += [best_masks] if best_masks is not None else []
@@ -119,8 +122,10 @@ def _restore_trained_(
     return Trained(checkpoint.seconds, _last_loss(history), checkpoint.step)
 
 
-def _checkpoint_callback(method: LotteryMethod, start: RoundStart, keep: Path | None) -> CheckpointCallback:
-    callback = CheckpointCallback(start.checkpoint.seconds if start.checkpoint else 0.0)
+def _checkpoint_callback(
+    method: LotteryMethod, start: RoundStart, keep: Path | None, on_checkpoint: Callable[[], object]
+) -> CheckpointCallback:
+    callback = CheckpointCallback(start.checkpoint.seconds if start.checkpoint else 0.0, on_checkpoint)
     if keep is not None and method.rewind is Rewind.STEP:
         callback.keep(method.rewind_step, keep)
     if method.rewind is Rewind.NONE:

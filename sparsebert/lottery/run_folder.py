@@ -4,8 +4,9 @@
     log.jsonl            the run log: a record for each round and one at the end
     start.safetensors    the initial weights of the run
     rewind/              the state at step k of the first round, for rewinding to a step
-    round-03/            ticket.safetensors; trained.safetensors, best.safetensors (of the best masks) and
-                         checkpoints/ as long as they are needed; and files of the method
+    round-03/            ticket.safetensors; trained.safetensors, best.safetensors (of the best masks),
+                         usage.json (time, memory and energy used so far) and checkpoints/ as long as they
+                         are needed; and files of the method
     ticket.safetensors   the ticket of the last round, or of the round that the method selects
     model/               the model trained with this ticket, in the format of transformers
 
@@ -34,11 +35,14 @@ Records have the common fields of :mod:`sparsebert.results` (``schema``, ``kind`
     sessions, processes           starts of the round; processes that trained together
     distillation                  weight, temperature and teachers (task -> hub id or digest), or null
     memory                        peak_rss_bytes of this process, peak_gpu_bytes if a GPU was used
+    resources                     time, memory and energy of the round over all sessions, on rank 0
+                                  (:meth:`sparsebert.accounting.usage.Usage.record`)
+    fingerprints                  digests of train, validation, model (without a fresh head) and tokenizer
     versions                      of the libraries
     environment                   machine, kernels and versions, as in the records of a benchmark; or null
 ``kind`` "run", at the end:
     method, seed, task, model, rounds, round, sparsity and metrics (of the selected round), ticket, seconds
-    (of all rounds), environment.
+    and resources (of all rounds), fingerprints, environment.
 
 Every file is written under another name first and renamed, so that it appears whole or not at all.
 """
@@ -88,12 +92,19 @@ class RunFolder:
     def best(self, number: int) -> Path:
         return self.round(number) / "best.safetensors"
 
+    def usage(self, number: int) -> Path:
+        return self.round(number) / "usage.json"
+
     def checkpoints(self, number: int) -> Path:
         return self.round(number) / "checkpoints"
 
     @contextlib.contextmanager
-    def claimed(self, config: Mapping[str, Any]) -> Iterator[None]:
+    def claimed(self, config: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> Iterator[None]:
         """Lock the folder for a run. Create it, or verify that it holds a run with this configuration.
+
+        Args:
+            config: The configuration.
+            defaults: See :meth:`require`.
 
         Raises:
             ValueError: Another process works in the folder, it holds something else, or its run has another
@@ -108,7 +119,7 @@ class RunFolder:
         with self._locked():
             if not self.run_json.exists():
                 write_text(self.run_json, json.dumps({"schema": _SCHEMA, **config}, indent=2) + "\n")
-            self.require(config)
+            self.require(config, defaults)
             self.sweep()
             yield
 
@@ -118,9 +129,15 @@ class RunFolder:
             if folder.is_dir():  # It may be in a folder that was just deleted.
                 sweep(folder)
 
-    def require(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming the first difference, unless the folder's run has this configuration."""
-        stored, new = _flat(self._stored_config()), _flat(json.loads(json.dumps(config)))
+    def require(self, config: Mapping[str, Any], defaults: Mapping[str, Any] = {}) -> None:
+        """Raise ValueError, naming the first difference, unless the folder's run has this configuration.
+
+        Args:
+            config: The configuration.
+            defaults: Values of options that the folder's run may lack, because an earlier version began it.
+        """
+        expected, new = (_flat(json.loads(json.dumps(each))) for each in (defaults, config))
+        stored = expected | _flat(self.config())
         for name in {**stored, **new}:
             if stored.get(name) != new.get(name):
                 raise ValueError(
@@ -128,7 +145,8 @@ class RunFolder:
                     "choose another folder"
                 )
 
-    def _stored_config(self) -> Record:
+    def config(self) -> Record:
+        """Return the configuration of the folder's run. Raise ValueError if it cannot be read."""
         try:
             config: Record = load_json(self.run_json.read_text(encoding="utf-8"))
             if (schema := config.pop("schema")) != _SCHEMA:

@@ -25,7 +25,8 @@ def estimate_speedup(model: Any, config: RunConfig) -> list[str]:
     ticket = config.ticket
     if ticket is None:
         arguments = {name: value for name, value in vars(config.units).items() if name != "pooling"}
-        ticket = prune(model, "random", sparsity=config.target, **arguments)
+        shares = config.method.shares(model, config.target)
+        ticket = prune(model, "random", sparsity=shares, **arguments)
     if not ticket.sparsity:
         return []
     granularity = ticket.metadata.get("granularity", "element")

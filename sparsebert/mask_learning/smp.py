@@ -97,10 +97,11 @@ class StaticModelPruningRule(Scored):
         regularisation_over: Period T of the penalty: the whole run or the ramp.
         temperature: Temperature of mask S; None for 1.
         threshold: Final threshold of mask T.
-        label_words: One word per label ("terrible,great"), or "task" for the paper's words. The pre-trained
-            language-model head predicts them at [MASK] (at the first token of a text without one) and stays
-            unchanged, so the ticket alone specialises the model for a task. Without words, the task gets a
-            new head, which is trained at the learning rate of the weights (the paper's ablation).
+        label_words: One word per label ("terrible,great"), one for the scores of a regression, or "task" for
+            the paper's words. The pre-trained language-model head predicts them at [MASK] (at the first token
+            of a text without one) and stays unchanged, so the ticket alone specialises the model for a task.
+            Without words, the task gets a new head, which is trained at the learning rate of the weights (the
+            paper's ablation).
         template: Text around the examples, such as "{0} It was [MASK].".
         smp_compat: Compute as the released code does. Counts are rounded down and no excess is redistributed,
             so S keeps less than the target. Ramps and temperature follow the scripts for the task

@@ -106,7 +106,7 @@ def labelled(
     """Return labelled rows that are judged by the task's metric above a constant guess.
 
     Args:
-        task: A task with classes, scores or spans.
+        task: A task with classes, scores, spans or tags.
         rows: Its held-out examples.
         tokenizer: The model's tokenizer.
         text_format: Format in which the model reads examples.

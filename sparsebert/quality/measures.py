@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsebert.tasks import Encoded, EncodedQuestions, Task, answer_texts, best_answers, metrics
+from sparsebert.tasks import Encoded, EncodedQuestions, Task, answer_texts, metrics
+from sparsebert.tasks.entity_scores import entity_counts
+from sparsebert.tasks.evaluator import answers_of, tags_of
+from sparsebert.tasks.registry import ENTITY_METRICS
+from sparsebert.tasks.tagged_words import EncodedWords
 from sparsebert.tasks.verdict import chance_metrics, undecided_reason
 
 # Resamples of a bootstrap interval, and the share of them below its lower end: a 90 % interval has two ends.
@@ -110,18 +114,23 @@ class MetricAboveGuess:
         """Return the measure.
 
         Args:
-            task: A task with classes, scores or spans.
+            task: A task with classes, scores, spans or tags.
             rows: Its held-out examples.
             examples: The same, encoded.
-            labels: Label of each row; ignored for spans.
+            labels: Label of each row; ignored for spans and tags.
             dense_outputs: Outputs of the dense model's head, one for each encoded example.
 
         Raises:
             ValueError: The dense model has not learnt the task.
         """
         guess = chance_metrics(task, {task.splits[0]: rows})[task.metric]
-        span = isinstance(examples, EncodedQuestions)
-        answers = answer_texts(examples.questions) if span else np.asarray(labels)  # type: ignore[attr-defined]
+        answers: Any
+        if isinstance(examples, EncodedQuestions):
+            answers = answer_texts(examples.questions)
+        elif isinstance(examples, EncodedWords):
+            answers = [np.array(each.tags) for each in examples.examples]
+        else:
+            answers = np.asarray(labels)
         dense = predictions(task, examples, dense_outputs)
         measure = cls(task, examples, answers, guess, dense)
         metric = measure._metric(dense)(np.arange(measure.count))
@@ -160,11 +169,14 @@ class MetricAboveGuess:
         if task.kind == "span":  # the mean of the questions' scores
             scores = np.array(
                 [
-                    metrics.compute(task, [text], [accepted])[name]
+                    metrics.compute(task, [text], [accepted], split=split)[name]
                     for text, accepted in zip(predicted, self.answers, strict=True)
                 ]
             )
             return lambda rows: float(scores[rows].mean())
+        if task.kind == "tokens":
+            right, of = _tag_counts(task, predicted, self.answers).T
+            return lambda rows: float(right[rows].sum() / max(1, of[rows].sum()))
         if task.metrics[0] == "accuracy":
             right = _classes(predicted) == self.answers
             return lambda rows: float(right[rows].mean())
@@ -186,7 +198,14 @@ def predictions(task: Task, examples: Encoded, outputs: Sequence[Tensor]) -> Any
         if outputs[0].shape[0] != 2:
             raise ValueError(f"{task.name} needs a model that answers questions")
         starts, ends = zip(*(each.float().numpy() for each in outputs), strict=True)
-        return best_answers(examples, starts, ends)
+        return answers_of(task, examples, starts, ends)
+    if isinstance(examples, EncodedWords):
+        if outputs[0].shape[-1] != task.num_labels:
+            raise ValueError(
+                f"{task.name} needs a head of {task.num_labels} labels for each token, got outputs of the "
+                f"shape {list(outputs[0].shape)}"
+            )
+        return tags_of(examples, (each.float() for each in outputs))
     logits = torch.stack([each.float() for each in outputs]).squeeze(1)
     if logits.dim() != 2 or logits.shape[1] != task.num_labels:
         raise ValueError(
@@ -194,6 +213,16 @@ def predictions(task: Task, examples: Encoded, outputs: Sequence[Tensor]) -> Any
             f"{list(logits.shape[1:])}"
         )
     return logits.numpy()
+
+
+def _tag_counts(task: Task, predicted: Any, correct: Any) -> np.ndarray:
+    """Return for each text numerator and denominator of the primary metric: F1 of entities, or accuracy."""
+    if task.metrics != ENTITY_METRICS:
+        return np.array(
+            [((ours == true).sum(), len(true)) for ours, true in zip(predicted, correct, strict=True)]
+        )
+    names = (metrics.tag_names(task, tags) for tags in (predicted, correct))
+    return np.array([(2 * found, ours + theirs) for found, ours, theirs in entity_counts(*names)])
 
 
 def _classes(logits: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ from sparsebert.report.format import (
     ratio_text,
     workload_title,
 )
-from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import COLOURS, MARKERS, new_figure
 from sparsebert.report.point_labels import label_points
 from sparsebert.report.table import Cell, Table
 
@@ -38,7 +39,7 @@ def arena_pictures(records: Sequence[Record]) -> list[Picture]:
     for rows in comparisons(records):
         front = ", ".join(row["form"] for row in rows if row["front"])
         alt = (
-            f"{_quality_name(rows[0])} against milliseconds for {counted(len(rows), 'form')} of "
+            f"{quality_name(rows[0])} against milliseconds for {counted(len(rows), 'form')} of "
             f"{rows[0]['workload']['model']}; on the Pareto front: {front}. The table holds the figures."
         )
         title = f"Quality and speed: {rows[0]['workload']['model']}"
@@ -81,7 +82,7 @@ def arena_figure(rows: Sequence[Record]) -> Figure:
     axes.margins(x=0.15, y=0.12)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"ms for a batch of {rows[0]['workload']['batch']}")
-    axes.set_ylabel(textwrap.fill(_quality_name(rows[0]), 60))
+    axes.set_ylabel(textwrap.fill(quality_name(rows[0]), 60))
     environment = machine_text(rows[0]["environment"])
     axes.set_title(f"{workload_title(rows[0]['workload'])}\n{environment}", fontsize=8, loc="left")
     axes.legend(frameon=False, fontsize=8)
@@ -113,7 +114,7 @@ def _table(rows: Sequence[Record]) -> Table:
         )
     what = "rows with labels" if first["labels"] else "texts"
     notes = [
-        f"{machine_text(environment)}. Quality on {first['judged']} held-out {what}: {_quality_name(first)}. "
+        f"{machine_text(environment)}. Quality on {first['judged']} held-out {what}: {quality_name(first)}. "
         "* = on the Pareto front: no form is better in both. Medians of paired rounds; encoder only, heads "
         "are not timed; MB of weights in memory.",
         *(f"Without {name}: {reason}." for name, reason in first["left_out"].items()),
@@ -123,7 +124,8 @@ def _table(rows: Sequence[Record]) -> Table:
     return Table.of(f"Quality and speed: {workload_title(first['workload'])}", columns, rows, notes)
 
 
-def _quality_name(row: Record) -> str:
+def quality_name(row: Record) -> str:
+    """Return the quality that a comparison keeps, in words."""
     if row["labels"]:
         return (
             f"{row['measure']} above a constant guess, as a share of the dense model's (lower end of a 90 % "

@@ -108,9 +108,29 @@ def machine_text(environment: Record) -> str:
     )
 
 
+def machine_key(row: Record) -> tuple[str, ...]:
+    """Return what records of one machine have in common: processor, kernels, oneDNN and torch."""
+    environment = row.get("environment")
+    if environment is None:  # runs of the Python interface may have none
+        return ()
+    # In some cases the layer benchmark caps the kernels; their names say so.
+    kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
+    fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
+    cap = environment.get("onednn_max_isa") if kernels else None
+    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels), str(cap))
+
+
 def counted(count: int, what: str) -> str:
     """Return count and noun: ``1 table``, ``2 tables``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Return the names, or the first ones and the number of the others: ``a, b, c and 17 more``."""
+    names = list(names)
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def threads_text(threads: int) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparsebert.report.format import Record
-from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure, save_figure
+from sparsebert.report.format import Record, span_text
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import COLOURS, MARKERS, new_figure, save_figure
+from sparsebert.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,14 +58,25 @@ def roofline_pictures(records: Sequence[Record]) -> list[Picture]:
         except ValueError:
             continue
         blocks = ", ".join(dict.fromkeys(mark.name for mark in shown))
+        rates = span_text((mark.achieved / 1e12 for mark in shown), ".3g")
+        share = statistics.median(mark.achieved / mark.possible for mark in shown)
         alt = (
             f"Useful TFLOP/s of {len(shown)} measured layers under the roofline of {name}, "
-            f"packed in blocks of {blocks}."
+            f"packed in blocks of {blocks}: {rates} TFLOP/s, a median of {share:.0%} of what is possible."
         )
-        pictures.append(
-            Picture(f"Achieved against possible: {name}", alt, functools.partial(roofline_figure, rows))
-        )
+        title = f"Achieved against possible: {name}"
+        draw = functools.partial(roofline_figure, rows)
+        pictures.append(Picture(title, alt, draw, "Measured; useful: of kept weights only.", _numbers(shown)))
     return pictures
+
+
+def _numbers(shown: Sequence[Mark]) -> Table:
+    columns = ("block", "flop_per_byte", "achieved_flops", "possible_flops")
+    rows = tuple(
+        (mark.name, *(f"{value:.6g}" for value in (mark.intensity, mark.achieved, mark.possible)))
+        for mark in shown
+    )
+    return Table("", columns, rows)
 
 
 def roofline_figure(records: Iterable[Record], *, dry_run: bool = False) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import itemgetter
 
+from sparsebert.report.fingerprint_notes import fingerprint_notes
 from sparsebert.report.format import MISSING, Record
 from sparsebert.report.table import Cell, Table
 
@@ -27,7 +28,8 @@ def healing_tables(records: Iterable[Record]) -> list[Table]:
     """Return the table of healed models, from their "heal" records."""
     rows = [row for row in records if row["kind"] == "heal"]
     note = "cosine: mean over texts that neither trained nor chose, to the dense model's outputs"
-    return [Table.of("Healed models", _COLUMNS, rows, [note])] if rows else []
+    notes = [note, *fingerprint_notes(rows, lambda row: str(row["output"]), ("texts",))]
+    return [Table.of("Healed models", _COLUMNS, rows, notes)] if rows else []
 
 
 def healing_lines(record: Record) -> list[str]:

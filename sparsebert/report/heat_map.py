@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsebert.report.plots import require_matplotlib
+from sparsebert.report.plots import OWN_GROUND, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# From a light tint to a dark shade of Okabe and Ito's blue, of falling luminance; a pale orange for 0.
-_BLUES = ("#dbe9f4", "#7fb6da", "#0072B2", "#00456b", "#001f33")
+# From a light tint to a dark shade of Okabe and Ito's blue, of falling luminance; a pale orange for 0. The
+# darkest shade differs from the ground of a dark page.
+_BLUES = ("#e1edf6", "#a3cbe5", "#4f9ccd", "#0072B2", "#004a75")
 NOTHING = "#f7d9ae"
 DPI = 110
 NOTHING_NOTE = "orange: keeps nothing"
@@ -83,7 +84,8 @@ def draw_map(axes: Axes, values: np.ndarray, scale: Any, texts: Sequence[Sequenc
                 # Relative luminance; the ink with the higher contrast.
                 luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
                 ink = "black" if luminance > 0.18 else "white"
-                axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=5.5, color=ink)
+                text = axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=5.5)
+                text.set(color=ink, gid=f"{OWN_GROUND}-{row}-{column}")
     return image
 
 

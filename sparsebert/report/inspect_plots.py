@@ -21,7 +21,8 @@ from sparsebert.report.heat_map import (
 )
 from sparsebert.report.inspect_tables import PARTS, overlap_pairs
 from sparsebert.report.mask_picture import mask_figure
-from sparsebert.report.plots import Picture, line_style, new_grid
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import line_style, new_grid
 from sparsebert.report.ticket_labels import FIELDS, TicketLabel, seed_groups
 from sparsebert.tickets.density_grid import layer_names
 from sparsebert.tickets.kept_weights import KeptWeights
@@ -56,7 +57,7 @@ def inspect_pictures(
     groups = _groups(tickets)
     pictures = [_layer_picture(groups)] if groups and "density" in show else []
     drawn = groups[:most]
-    rest = f" (the last of {len(drawn)} drawn, of {len(groups)})" if len(drawn) < len(groups) else ""
+    rest = f"The last one drawn: {len(drawn)} of {len(groups)}." if len(drawn) < len(groups) else ""
     if "heads" in show:
         heads = [_head_picture(group) for group in drawn if all(each.heads for each in group[1])]
         pictures += _noted(heads, rest)
@@ -69,8 +70,8 @@ def inspect_pictures(
 
 
 def _noted(pictures: list[Picture], note: str) -> list[Picture]:
-    """Add a note to the title of the last picture."""
-    return [*pictures[:-1], *(replace(each, title=f"{each.title}{note}") for each in pictures[-1:])]
+    """Give the last picture a caption."""
+    return [*pictures[:-1], *(replace(each, caption=note) for each in pictures[-1:])]
 
 
 def _groups(tickets: Sequence[Record]) -> list[Group]:
@@ -237,7 +238,7 @@ def survivors_figure(row: Record) -> Figure:
     heads = survivors.heads.shape[1]
     size = max(4.0, 0.34 * (heads + 3) + 1.2), max(2.4, 0.34 * len(layers) + 1.2)
     figure, panels = map_panels([heads, 1], size)
-    scale = norm(float(np.nanmax([np.nanmax(each) for each in maps])))
+    scale = norm(float(np.nanmax(np.concatenate([each.ravel() for each in maps]))))
     for axes, values, text in zip(panels, maps, texts, strict=True):
         image = draw_map(axes, values, scale, text)
     panels[0].set_yticks(range(len(layers)), layers)

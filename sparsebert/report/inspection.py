@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from sparsebert.results import Record
 from sparsebert.tickets.ticket import Ticket, require_ticket
 
 if TYPE_CHECKING:
-    from sparsebert.report.plots import Picture
+    from sparsebert.report.picture import Picture
     from sparsebert.report.table import Table
     from sparsebert.report.ticket_labels import TicketLabel
     from sparsebert.tickets.kept_weights import KeptWeights
@@ -66,7 +65,8 @@ class Inspection:
         from sparsebert.report.inspect_csv import csv_files
         from sparsebert.report.inspect_plots import inspect_pictures
         from sparsebert.report.inspect_tables import PARTS
-        from sparsebert.report.plots import require_matplotlib, save_figure
+        from sparsebert.report.page import save_pictures
+        from sparsebert.report.plots import require_matplotlib
 
         require_matplotlib()
         parts = PARTS if show is None else show
@@ -75,18 +75,8 @@ class Inspection:
         for name, text in csv_files(self.records, parts).items():
             files.append(Path(folder) / name)
             write_text(files[-1], text)
-        stems: Counter[str] = Counter()
-        for picture in inspect_pictures(self.records, parts):
-            stems[picture.stem] += 1
-            # Titles that differ in signs alone share a stem.
-            number = f"-{stems[picture.stem]}" if stems[picture.stem] > 1 else ""
-            figure = picture.draw()
-            for ending in ("png", "svg"):
-                files.append(Path(folder) / f"{picture.stem}{number}.{ending}")
-                save_figure(figure, files[-1])
-                # The second file has the layout of the first, which took most of the time.
-                figure.set_layout_engine("none")
-        return files
+        saved = save_pictures(inspect_pictures(self.records, parts), Path(folder))
+        return files + [file for pair in saved.values() for file in pair]
 
     def _repr_html_(self) -> str:
         return "".join(table._repr_html_() for table in self.tables)

@@ -7,9 +7,11 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sparsebert.report.format import Record, machine_text, threads_text
-from sparsebert.report.lottery_tables import NAMES, Point, points
-from sparsebert.report.plots import Picture, line_style, new_panels, save_figure
+from sparsebert.report.format import Record, machine_text, span_text, threads_text, versions_text
+from sparsebert.report.lottery_tables import NAMES, Point, points, share_text
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import line_style, new_panels, save_figure
+from sparsebert.report.table import Table
 from sparsebert.tasks import metrics
 
 if TYPE_CHECKING:
@@ -26,13 +28,60 @@ def curve_pictures(records: Sequence[Record]) -> list[Picture]:
     all_points, dense, timed = _shown(records)
     if dense is None or not timed:
         return []
-    methods = ", ".join(dict.fromkeys(NAMES[point.label] for point in all_points if point is not dense))
+    metric = metrics.primary(dense.task)
+    speed = timed[0].speed
+    assert speed is not None
+    speeds = span_text(map(_against_onednn, timed), ".2f")
     alt = (
-        f"Above, {metrics.primary(dense.task)} on {dense.task} against sparsity, beside the dense model: "
-        f"{methods}. Below, the measured speed of the same tickets. The tables of tickets hold the figures."
+        f"Above, {metric} (%) on {dense.task} against sparsity. The dense model has "
+        f"{share_text(dense.summary)}. {'; '.join(_courses(all_points, dense))}. Below, the measured speed "
+        f"of the same tickets against oneDNN: {speeds} times as fast."
+    )
+    caption = (
+        f"Mean and standard deviation (n - 1) over seeds. Speed: {_note(speed)}. "
+        f"{versions_text(next(row['versions'] for row in records if row['kind'] == 'round'))}."
     )
     title = f"Tickets on {dense.task}: accuracy and speed against sparsity"
-    return [Picture(title, alt, functools.partial(curve_figure, records))]
+    draw = functools.partial(curve_figure, records)
+    return [Picture(title, alt, draw, caption, _numbers(all_points))]
+
+
+def _courses(all_points: Sequence[Point], dense: Point) -> list[str]:
+    """Return the metric at the lowest and at the highest sparsity of each method, in words."""
+    texts = []
+    for label in dict.fromkeys(point.label for point in all_points if point is not dense):
+        tickets = [point for point in all_points if point.label == label]
+        ends = tickets[:1] + tickets[1:][-1:]
+        shares = [f"{share_text(point.summary)} at {point.sparsity:.0%}" for point in ends]
+        texts.append(f"{NAMES[label]} {' to '.join(shares)}")
+    return texts
+
+
+def _numbers(all_points: Sequence[Point]) -> Table:
+    columns = (
+        "method",
+        "task",
+        "sparsity",
+        "metric",
+        "mean",
+        "standard_deviation",
+        "seeds",
+        "speedup_over_onednn",
+    )
+    rows = tuple(
+        (
+            NAMES[point.label],
+            point.task,
+            f"{point.sparsity:.6g}",
+            metrics.primary(point.task),
+            f"{point.summary.mean:.6g}",
+            "" if point.summary.std is None else f"{point.summary.std:.6g}",
+            str(len(point.values)),
+            f"{_against_onednn(point):.6g}" if point.speed else "",
+        )
+        for point in all_points
+    )
+    return Table("", columns, rows)
 
 
 def _shown(records: Sequence[Record]) -> tuple[list[Point], Point | None, list[Point]]:
@@ -86,15 +135,19 @@ def curve_figure(records: Iterable[Record]) -> Figure:
     figure.legend(*top.get_legend_handles_labels(), frameon=False, loc="outside right upper", fontsize=8.5)
     speed = timed[0].speed
     assert speed is not None
-    workload = speed["workload"]
-    note = (
-        f"{machine_text(speed['environment'])}, {threads_text(workload['threads'])}, "
-        f"batch {workload['batch']}, up to {max(workload['lengths'])} tokens"
-    )
-    figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left")
+    figure.supxlabel(_note(speed), fontsize=7, color="0.35", x=0.01, ha="left")
     return figure
 
 
 def _against_onednn(point: Point) -> float:
     assert point.speed is not None
     return float(point.speed["ratio"]["onednn"]["median"])
+
+
+def _note(speed: Record) -> str:
+    """Return machine and workload of a "bench" record in words."""
+    workload = speed["workload"]
+    return (
+        f"{machine_text(speed['environment'])}, {threads_text(workload['threads'])}, "
+        f"batch {workload['batch']}, up to {max(workload['lengths'])} tokens"
+    )

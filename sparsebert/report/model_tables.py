@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from sparsebert.report.break_even import NOT_DENSE, break_even_sentence, curves
+from sparsebert.report.fingerprint_notes import fingerprint_notes
 from sparsebert.report.format import (
     BUSY_NOTE,
     MISSING,
@@ -29,8 +31,6 @@ from sparsebert.report.table import Table
 # Every side shows its ratios against these; ratios against others are shown only if none of these took part.
 MAIN_BASELINES: tuple[str, ...] = ("onednn", "eager")
 FURTHER_BASELINES = ("onednn-bf16", "bf16", "deepsparse")
-# Backends that use the zeros, and so are not dense, or that are ours.
-NOT_DENSE = ("sparse", "compact", "fused", "deepsparse")
 FASTEST = "fastest dense"
 
 
@@ -296,6 +296,10 @@ def _sweep_table(title: str, runs: Sequence[dict[str, Record]]) -> Table:
         f"{machine_text(environment)}. Ratios: median of paired rounds; weights: the pruned matrices as "
         "stored; memory: peak resident bytes during inference, minus those of the bare interpreter."
     ]
+    sparse = [run["sparse"] for run in runs]
+    notes += fingerprint_notes(sparse, lambda row: " ".join(_case(row)[:2]), ("model",))
+    if sentence := break_even_sentence(curves(sparse), environment):
+        notes.append(sentence)
     forced = [row[0] for row, run in zip(rows, runs, strict=True) if run["sparse"]["format"] != "auto"]
     if forced:
         notes.append(f"The format was requested, so no layer could stay dense: {', '.join(forced)}.")

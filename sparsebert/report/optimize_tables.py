@@ -13,7 +13,8 @@ def optimize_tables(records: Iterable[Record]) -> list[Table]:
     groups: dict[str, dict[str, Record]] = {}
     for row in records:
         if row["kind"] == "optimize":
-            key = str((row["workload"], row["measure"], row["keep"], row["method"]))
+            search = (row["workload"], row["measure"], row["keep"], row["method"], row.get("fingerprints"))
+            key = str(search)
             groups.setdefault(key, {})[row["form"]] = row
     return [_table(list(group.values())) for group in groups.values()]
 

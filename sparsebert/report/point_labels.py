@@ -16,7 +16,7 @@ _BESIDE: tuple[_Place, ...] = (
     (-5, 4, "right", "bottom"),
     (-5, -4, "right", "top"),
 )
-_PLACES = [(x, y * step, across, along) for step in (1, 4, 7) for x, y, across, along in _BESIDE]
+_PLACES = [(x, y * step, across, along) for step in (1, 4, 7, 10) for x, y, across, along in _BESIDE]
 # Half the width of a marker, in pixels.
 _MARKER = 5
 
@@ -31,7 +31,7 @@ def label_points(
     Args:
         axes: The axes.
         points: Points in data coordinates.
-        labels: A text for each point.
+        labels: A text for each point; "" for a point that has no label, and that none may cover.
         fontsize: Size in points.
     """
     from matplotlib.transforms import Bbox
@@ -43,6 +43,8 @@ def label_points(
     if (legend := axes.get_legend()) is not None:
         taken.append(legend.get_window_extent())
     for point, label in zip(points, labels, strict=True):
+        if not label:
+            continue
         text: Any = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=fontsize)
 
         def box_at(place: _Place, text: Any = text) -> Bbox:
@@ -51,7 +53,7 @@ def label_points(
             return text.get_window_extent()
 
         def free(box: Bbox) -> bool:
-            within = inside.containsx(box.x0) and inside.containsx(box.x1)
+            within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
             return within and not any(map(box.overlaps, taken))
 
         place = next((each for each in _PLACES if free(box_at(each))), _PLACES[0])

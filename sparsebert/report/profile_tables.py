@@ -14,7 +14,8 @@ from sparsebert.report.format import (
     tolerance_text,
     workload_title,
 )
-from sparsebert.report.plots import Picture, new_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import HATCHES, new_figure
 from sparsebert.report.table import Table
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ COLOURS = {
     "python": "#999999",
 }
 
+# Of neighbours in a bar, so that they differ without colour.
+_HATCHES = {part: HATCHES[number % len(HATCHES)] for number, part in enumerate(NAMES)}
+
 
 def profile_tables(records: Iterable[Record]) -> list[Table]:
     """Return a table for each workload and ticket, with a row for each side."""
@@ -57,9 +61,11 @@ def profile_pictures(records: Iterable[Record]) -> list[Picture]:
     return [
         Picture(
             _title(rows[0]),
-            f"Stacked bars of the time of a batch, one for each of {', '.join(row['side'] for row in rows)}. "
-            "The table of this profile holds the figures.",
+            f"{_title(rows[0])}. Stacked bars of the milliseconds of a batch: {_message(rows)}.",
             functools.partial(profile_figure, rows),
+            f"{machine_text(rows[0]['environment'])}. Medians of {rows[0]['rounds']} rounds."
+            + (f" {BUSY_NOTE}" if any(row["busy"] for row in rows) else ""),
+            _numbers(rows),
         )
         for rows in _profiles(records)
     ]
@@ -81,7 +87,17 @@ def profile_figure(records: Sequence[Record]) -> Figure:
     starts = [0.0] * len(records)
     for part in _present(records):
         widths = [max(0.0, row["parts_ms"].get(part, 0.0)) for row in records]
-        axes.barh(sides, widths, left=starts, height=0.6, color=COLOURS[part], label=NAMES[part])
+        axes.barh(
+            sides,
+            widths,
+            left=starts,
+            height=0.6,
+            color=COLOURS[part],
+            hatch=_HATCHES[part],
+            edgecolor="white",
+            linewidth=0.5,
+            label=NAMES[part],
+        )
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     for row, end in zip(records, starts, strict=True):
         axes.annotate(f" {end:.1f} ms", (end, row["side"]), va="center")
@@ -122,6 +138,29 @@ def _title(record: Record) -> str:
         f"Where the time goes: {ticket['sparsity']:.1%} {granularity_text(ticket)}-sparse, "
         f"{workload_title(record['workload'])}{tolerance_text(record)}"
     )
+
+
+def _message(rows: Sequence[Record]) -> str:
+    """Return the whole of each side with its largest part, in words."""
+    texts = []
+    for row in rows:
+        times = row["parts_ms"]
+        total, largest = sum(times.values()), max(times, key=times.__getitem__)
+        share = _share(times[largest], total)
+        texts.append(
+            f"{row['side']} {total:.1f} ms, most of it {NAMES[largest]} ({times[largest]:.1f} ms, {share})"
+        )
+    return "; ".join(texts)
+
+
+def _numbers(rows: Sequence[Record]) -> Table:
+    columns = ("side", "part", "milliseconds", "busy")
+    lines = tuple(
+        (row["side"], NAMES[part], f"{row['parts_ms'].get(part, 0.0):.6g}", str(row["busy"]).lower())
+        for row in rows
+        for part in _present(rows)
+    )
+    return Table("", columns, lines)
 
 
 def _table(rows: Sequence[Record]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
+from sparsebert.report.fingerprint_notes import fingerprint_notes
 from sparsebert.report.format import MISSING, Record, label_map_text, mean_text, span_text
 from sparsebert.report.table import Table
 
@@ -68,6 +69,7 @@ def _table(task: str, model: str, seed: str, rows: Sequence[Record]) -> Table:
         notes.append(f"Mean and standard deviation (n - 1) of {counts} seeds.")
     if any(map(_differ, (dense, *forms.values()))):
         notes.append(_REPLACED)
+    notes += fingerprint_notes(rows, lambda row: "dense" if row["dense"] else "model", ("validation",))
     if label_map := label_map_text(rows[0]):
         notes.append(f"Labels of the data as outputs of the model: {label_map}.")
     title = f"Robustness: {model} on {task}, {metric}, changes of seed {seed}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sparsebert.report.format import Record, counted, machine_text, span_text
-from sparsebert.report.plots import Picture, line_style, new_figure
+from sparsebert.report.format import Record, counted, machine_text, mean_text, span_text
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import line_style, new_figure
 from sparsebert.report.point_labels import label_points
 from sparsebert.report.run_series import costs, metric_of, series
+from sparsebert.report.table import Table
 from sparsebert.tasks.verdict import summary
 
 if TYPE_CHECKING:
@@ -28,16 +30,57 @@ def run_pictures(records: Iterable[Record]) -> list[Picture]:
             groups.setdefault((row["task"], row["model"]), []).append(row)
     pictures = []
     for (task, model), rounds in groups.items():
-        metric, names = metric_of(rounds[0]), ", ".join(series(rounds))
+        metric, runs = metric_of(rounds[0]), series(rounds)
         shares = span_text((row["sparsity"] for row in rounds), ".0%")
-        alt = f"{metric} against sparsity, {names}, {shares} sparse. The table of rounds holds the figures."
+        values = "; ".join(f"{name} {_ends(by_round, metric)}" for name, by_round in runs.items())
+        caption = (
+            f"Mean and standard deviation (n - 1) over {_seeds_text(rounds)}. "
+            f"{'; '.join(dict.fromkeys(map(_machine, rounds)))}."
+        )
+        numbers = _numbers(rounds)
+        alt = f"{metric} against sparsity, {', '.join(runs)}, {shares} sparse: {values}."
         title = f"Rounds of {model} on {task}: {metric} against sparsity"
-        pictures.append(Picture(title, alt, functools.partial(run_figure, rounds)))
+        pictures.append(Picture(title, alt, functools.partial(run_figure, rounds), caption, numbers))
         if any(row.get("start_ticket") for row in rounds):
-            alt = f"{metric} against optimizer steps, {names}. The table of what is spent holds the figures."
+            alt = f"{metric} against optimizer steps: {values}."
             title = f"Rounds of {model} on {task}: {metric} against steps"
-            pictures.append(Picture(title, alt, functools.partial(cost_figure, rounds)))
+            pictures.append(Picture(title, alt, functools.partial(cost_figure, rounds), caption, numbers))
     return pictures
+
+
+def _ends(by_round: Mapping[int, list[Record]], metric: str) -> str:
+    """Return the metric of a run's first and last round in words."""
+    ends = dict.fromkeys((min(by_round), max(by_round)))
+    texts = []
+    for rows in (by_round[number] for number in ends):
+        values = summary([row["metrics"][metric] for row in rows])
+        share = summary([row["sparsity"] for row in rows]).mean
+        texts.append(f"{mean_text(values.mean, values.std)} at {share:.0%}")
+    return " to ".join(texts)
+
+
+def _numbers(rounds: Sequence[Record]) -> Table:
+    metric = metric_of(rounds[0])
+    columns = ("run", "round", "seed", "sparsity", "metric", "value", "steps")
+    rows = tuple(
+        (
+            name,
+            str(number),
+            str(row["seed"]),
+            f"{row['sparsity']:.6g}",
+            metric,
+            f"{row['metrics'][metric]:.6g}",
+            str(row["steps"]),
+        )
+        for name, by_round in series(rounds).items()
+        for number, members in sorted(by_round.items())
+        for row in members
+    )
+    return Table("", columns, rows)
+
+
+def _seeds_text(rounds: Sequence[Record]) -> str:
+    return counted(len({row["seed"] for row in rounds}), "seed")
 
 
 def run_figure(rounds: Sequence[Record]) -> Figure:
@@ -110,8 +153,7 @@ def _finish(figure: Figure, axes: Axes, rounds: Sequence[Record]) -> None:
     """Write the texts that all plots of rounds share."""
     task, model = rounds[0]["task"], rounds[0]["model"]
     axes.set_ylabel(f"{task}, {metric_of(rounds[0])}{' (%)' if _scale(rounds) == 100 else ''}")
-    seeds = counted(len({row["seed"] for row in rounds}), "seed")
-    axes.set_title(f"{model} on {task}: {seeds}", loc="left")
+    axes.set_title(f"{model} on {task}: {_seeds_text(rounds)}", loc="left")
     axes.legend(frameon=False, loc="best")
     machines = dict.fromkeys(_machine(row) for row in rounds)
     figure.supxlabel("\n".join(machines), fontsize=7, color="0.35", x=0.01, ha="left")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from sparsebert.report.fingerprint_notes import fingerprint_notes
 from sparsebert.report.format import (
     MISSING,
     Record,
@@ -27,15 +28,18 @@ from sparsebert.report.start_tables import start_tables
 from sparsebert.report.table import Cell, Table
 from sparsebert.tasks.verdict import judged_again, summarise
 
+# Fingerprints that runs share if they are to be compared.
+_READ_BY_RUNS = ("train", "validation", "model", "tokenizer")
 SEEDS_NOTE = "Mean and standard deviation (n - 1) over the seeds."
 VERDICT_NOTE = (
     "Verdict: strict is at least the dense mean, winning at least the dense mean minus one dense deviation; "
     "undecided if the dense mean is too close to chance."
 )
-# Fields that are equal in runs that are summarised together.
+# Fields about how examples are read, and then all fields that are equal in runs that are summarised together.
+_TEXT_FORMAT = ("max_length", "doc_stride", "max_context", "null_score_diff_threshold")
 _SETTINGS = (
     "run", "method", "start_ticket", "granularity", "block_size", "round_to", "scope", "source", "rewind",
-    "head", "steps", "max_length", "round", "rounds",
+    "head", "steps", *_TEXT_FORMAT, "round", "rounds",
 )  # fmt: skip
 
 
@@ -93,6 +97,10 @@ def matrix_tables(records: Iterable[Record]) -> list[Table]:
         counts = [len(cell["seeds"]) for cell in cells]
         several = f"Mean and standard deviation (n - 1) of {span_text(counts, 'd')} seeds."
         notes = [*((several, VERDICT_NOTE) if max(counts) > 1 else ()), *verdict_notes(cells)]
+        for task in tasks:
+            of_task = [cell for cell in cells if cell["task"] == task]
+            different = fingerprint_notes(of_task, lambda cell: str(cell["source"]), _READ_BY_RUNS)
+            notes += [f"{task}: {note}" for note in different]
         tables.append(Table(f"Tickets of {model} on other tasks", columns, rows, tuple(notes)))
     return tables
 
@@ -106,7 +114,7 @@ def _groups(records: Iterable[Record], *fields: str) -> dict[tuple[str, ...], li
 
 
 def _round_table(title: str, rounds: Sequence[Record]) -> Table:
-    common, apart = _told_apart(rounds)
+    common, apart = told_apart(rounds)
     columns = {
         **apart,
         "round": lambda row: str(row["round"]),
@@ -122,12 +130,23 @@ def _round_table(title: str, rounds: Sequence[Record]) -> Table:
     for row in rounds:
         if row.get("search"):
             whose = [cell(row) for cell in apart.values() if cell(row) != MISSING]
-            told = ", ".join([*whose, f"seed {row['seed']}"])
+            several = "pruned_heads" in row["search"]  # a ticket each round
+            told = ", ".join([*whose, f"seed {row['seed']}", *([f"round {row['round']}"] if several else [])])
             notes.append(f"{told}: {_search_text(row['search'])}")
+    notes += fingerprint_notes(rounds, _run_label(apart), _READ_BY_RUNS)
     return Table.of(", ".join([title, *common]), columns, rounds, notes)
 
 
-def _told_apart(rows: Sequence[Record]) -> tuple[list[str], dict[str, Cell]]:
+def _run_label(apart: dict[str, Cell]) -> Callable[[Record], str]:
+    """Return the function that names the run of a round by what tells it apart, and its seed."""
+
+    def label(row: Record) -> str:
+        return ", ".join([*(cell(row) for cell in apart.values()), f"seed {row['seed']}"])
+
+    return label
+
+
+def told_apart(rows: Sequence[Record]) -> tuple[list[str], dict[str, Cell]]:
     """Return the common values of runs, and columns for those that differ."""
     cells: dict[str, Cell] = {
         "run": lambda row: row.get("run") or MISSING,
@@ -162,6 +181,9 @@ def _search_text(search: Any) -> str:
             f"ticket drawn after {search['drawn_at']} of {search['steps']} steps, "
             f"{search['saved']:.0%} of the search saved{unsettled}"
         )
+    if "pruned_heads" in search:
+        heads, mlps = (f"{search[f'pruned_{kind}']} of {search[kind]}" for kind in ("heads", "mlps"))
+        return f"without {heads} heads and {mlps} MLPs"
     return f"masks of step {search['step']} chosen, by {search['metric']:.4f} on the validation data"
 
 
@@ -192,7 +214,7 @@ def _over_seeds(rounds: Sequence[Record]) -> Iterator[Record]:
 
 
 def _training_of(row: Record) -> tuple[Any, ...]:
-    return row["steps"], row.get("max_length")
+    return row["steps"], *map(row.get, _TEXT_FORMAT)
 
 
 def _run_of(row: Record) -> tuple[Any, ...]:
@@ -217,7 +239,7 @@ def _without_repeats(written: Iterable[Record], computed: Iterable[Record]) -> l
 
 def _summary_table(title: str, rows: Sequence[Record], whose: dict[str, Cell]) -> Table:
     """Return a table of the fields of ``sparsebert.tasks.verdict.summarise``, after the columns ``whose``."""
-    common, apart = _told_apart(rows)
+    common, apart = told_apart(rows)
     columns = apart | whose
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     if len(metrics) > 1:
@@ -234,6 +256,11 @@ def _summary_table(title: str, rows: Sequence[Record], whose: dict[str, Cell]) -
         )
         columns["verdict"] = lambda row: judged_again(row).get("verdict", MISSING)
         notes += [VERDICT_NOTE, *verdict_notes(rows)]
+    # Models that are evaluated differ, as rows do.
+    read = ("validation",) if "model" in whose else _READ_BY_RUNS
+    notes += fingerprint_notes(
+        rows, lambda row: ", ".join(cell(row) for cell in (apart | whose).values()), read
+    )
     return Table.of(", ".join([title, *common]), columns, rows, notes)
 
 
@@ -248,8 +275,9 @@ def _evaluation_table(title: str, rows: Sequence[Record]) -> Table:
         # The model was trained on another data set.
         columns["label map"] = lambda row: label_map_text(row) or MISSING
     compacted = [row for row in rows if "compaction" in row]
+    notes = fingerprint_notes(rows, lambda row: str(row["model"]), ("validation",))
     if not compacted:
-        return Table.of(title, columns, rows)
+        return Table.of(title, columns, rows, notes)
     compaction: dict[str, Cell] = {
         "rows dropped below": lambda row: _least(row["compaction"]["min_row_weights"]),
         "size": lambda row: _size(row["compaction"]["weights"], "exact"),
@@ -262,7 +290,7 @@ def _evaluation_table(title: str, rows: Sequence[Record]) -> Table:
         "Size: encoder weights in the remaining rows and columns, relative to the configured ones; masked: "
         "metric of the masked model before compaction; other answers: over the first validation batches."
     )
-    return Table.of(title, columns, rows, [note])
+    return Table.of(title, columns, rows, [note, *notes])
 
 
 def _where_compacted(cell: Cell) -> Cell:

@@ -10,9 +10,11 @@ from typing import TypeVar
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
+from sparsebert.report.early_bird_plots import early_bird_pictures
 from sparsebert.report.environment import environment_tables
 from sparsebert.report.experiment_tables import experiment_tables
-from sparsebert.report.format import Record, record_errors
+from sparsebert.report.format import Record, machine_key, record_errors
+from sparsebert.report.front_plots import front_pictures, front_tables
 from sparsebert.report.gpu_plots import roofline_pictures
 from sparsebert.report.gpu_tables import failure_tables, gpu_tables
 from sparsebert.report.healing_tables import healing_tables
@@ -31,22 +33,58 @@ from sparsebert.report.memory_tables import memory_tables
 from sparsebert.report.model_tables import bench_tables, machine_tables, sweep_tables, sweeps
 from sparsebert.report.one_shot_tables import one_shot_tables
 from sparsebert.report.optimize_tables import optimize_tables
-from sparsebert.report.plots import Picture, speedup_pictures
+from sparsebert.report.picture import Picture
 from sparsebert.report.profile_tables import profile_pictures, profile_tables
 from sparsebert.report.request_tables import request_tables
+from sparsebert.report.resource_tables import has_resources, resource_tables
 from sparsebert.report.revision_tables import revision_tables
 from sparsebert.report.robustness_tables import robustness_tables
+from sparsebert.report.roofline_plots import modelled_pictures
 from sparsebert.report.roofline_tables import roofline_tables
+from sparsebert.report.run_cost_plots import cost_pictures
 from sparsebert.report.run_plots import run_pictures
 from sparsebert.report.run_tables import evaluation_tables, matrix_tables, run_tables
 from sparsebert.report.serving_tables import line_pictures, serving_tables
 from sparsebert.report.speed_budget_tables import speed_budget_tables
+from sparsebert.report.speedup_plots import speedup_pictures
 from sparsebert.report.start_benchmark import benchmark_start_pictures, benchmark_start_tables
 from sparsebert.report.table import Table
 from sparsebert.report.ticket_tables import ticket_tables
 
 Made = TypeVar("Made", Table, Picture)
 Select = Callable[[Sequence[Record]], list[Record]]
+# Headings of a page; where there is none, the name of the kind serves.
+_HEADINGS = {
+    "front": "Quality against speed and bytes",
+    "lottery": "Tickets over sparsity",
+    "learned": "Learned and structured tickets",
+    "transfer": "Tickets on other tasks",
+    "start": "Starting from a ticket",
+    "runs": "Training runs",
+    "matrix": "Transfer between tasks",
+    "evaluations": "Evaluations",
+    "inspect": "Where the weights stay",
+    "arena": "Quality and speed of every form",
+    "optimize": "Search of the fastest form",
+    "models": "Speed against sparsity",
+    "machines": "Machines side by side",
+    "bench": "Single tickets against dense baselines",
+    "profile": "Where the time goes",
+    "layers": "Single layers",
+    "int8_layers": "Single layers in int8",
+    "stack": "Feed-forward stacks",
+    "selection": "Selection of weights",
+    "memory": "Memory of training",
+    "requests": "Requests of random lengths",
+    "one-shot": "One-shot pruning",
+    "speed_budgets": "Pruning for a speed",
+    "gpu": "GPU kernels, measured",
+    "gpu_failed": "GPU kernels that failed",
+    "roofline": "GPU kernels, modelled",
+    "aot": "GPU kernels, compiled ahead of time",
+    "environment": "Machines",
+    "report": "Tables of earlier reports",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +102,11 @@ class Kind:
     select: Select
     build: Callable[[Sequence[Record]], list[Table]]
     illustrate: Callable[[Sequence[Record]], list[Picture]] = lambda records: []
+
+    @property
+    def heading(self) -> str:
+        """Its heading on a page."""
+        return _HEADINGS.get(self.name) or self.name.replace("_", " ").capitalize()
 
     def tables(self, records: Sequence[Record]) -> list[Table]:
         """Return the tables of this kind.
@@ -105,6 +148,10 @@ def _bench(records: Sequence[Record]) -> list[Record]:
     return [row for row in _of("bench")(records) if not row.keys() & {"part", "min_row_weights"}]
 
 
+def _resources(records: Sequence[Record]) -> list[Record]:
+    return [row for row in records if "part" not in row and has_resources(row)]
+
+
 def _sweep_tables(records: Sequence[Record]) -> list[Table]:
     """Make sweep tables for workloads with several tickets; bench tables show single tickets better."""
     return sweep_tables(row for sweep in sweeps(records) for row in sweep)
@@ -116,33 +163,30 @@ def _by_machine(make: Callable[[Sequence[Record]], list[Made]]) -> Callable[[Seq
     def made(records: Sequence[Record]) -> list[Made]:
         machines: dict[tuple[str, ...], list[Record]] = {}
         for row in records:
-            machines.setdefault(_machine(row), []).append(row)
+            machines.setdefault(machine_key(row), []).append(row)
         return [each for rows in machines.values() for each in make(rows)]
 
     return made
 
 
-def _machine(row: Record) -> tuple[str, ...]:
-    environment = row["environment"]
-    # In some cases the layer benchmark caps the kernels; their names say so.
-    kernels = "" if row["kind"] in ("layer", "layer_summary") else environment["kernels"]
-    fields = (environment[name] for name in ("cpu", "cores", "gpu", "onednn"))
-    cap = environment.get("onednn_max_isa") if kernels else None
-    return (*map(str, fields), str(environment["versions"]["torch"]), str(kernels), str(cap))
+def _pictures_of_runs(records: Sequence[Record]) -> list[Picture]:
+    return [*run_pictures(records), *early_bird_pictures(records), *cost_pictures(records)]
 
 
 def _reported(records: Iterable[Record]) -> list[Table]:
     return [Table.of_record(row) for row in records]
 
 
-# In the order of a report: accuracy of tickets, their speed, then the figures behind both.
+# In the order of a report: accuracy against speed, accuracy of tickets, their speed, then the figures behind
+# both.
 _KINDS = (
     Kind("experiments", _of("experiment"), experiment_tables),
+    Kind("front", _of("round", "eval", "bench", "arena"), front_tables, front_pictures),
     Kind("lottery", _lottery, curve_tables, curve_pictures),
-    Kind("learned", _lottery, learned_tables),
+    Kind("learned", _lottery, learned_tables, early_bird_pictures),
     Kind("transfer", _lottery, transfer_tables),
     Kind("start", _lottery, benchmark_start_tables, benchmark_start_pictures),
-    Kind("runs", _runs, run_tables, run_pictures),
+    Kind("runs", _runs, run_tables, _pictures_of_runs),
     Kind("matrix", _of("transfer"), matrix_tables),
     Kind("evaluations", _of("eval", "eval_seeds"), evaluation_tables),
     Kind("robustness", _of("robustness"), robustness_tables),
@@ -171,10 +215,11 @@ _KINDS = (
     Kind("speed_budgets", _of("speed_budget"), speed_budget_tables),
     Kind("serving", _of("serving"), _by_machine(serving_tables), _by_machine(line_pictures)),
     Kind("revisions", _of("revision"), _by_machine(revision_tables)),
+    Kind("resources", _resources, _by_machine(resource_tables)),
     Kind("goals", _of("goal"), _by_machine(goal_tables)),
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
     Kind("gpu_failed", _of("gpu_failed", "gpu_killed"), failure_tables),
-    Kind("roofline", _of("roofline"), roofline_tables),
+    Kind("roofline", _of("roofline"), roofline_tables, modelled_pictures),
     Kind("aot", _of("aot"), aot_tables),
     Kind("environment", _of("environment"), environment_tables),
     Kind("report", _of("report"), _reported),
@@ -184,15 +229,16 @@ KINDS = {kind.name: kind for kind in _KINDS}
 
 @dataclass(frozen=True)
 class Section:
-    """Tables and pictures of one kind."""
+    """Tables and pictures of one kind, and their heading on a page."""
 
     tables: list[Table]
     pictures: list[Picture]
+    title: str = "Results"
 
 
 def sections(records: Sequence[Record]) -> list[Section]:
     """Return the sections of all kinds that have tables; raises like ``Kind.tables``."""
-    made = (Section(kind.tables(records), kind.pictures(records)) for kind in KINDS.values())
+    made = (Section(kind.tables(records), kind.pictures(records), kind.heading) for kind in KINDS.values())
     return [section for section in made if section.tables]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sparsebert.report.format import BUSY_NOTE, Record, machine_text
-from sparsebert.report.plots import COLOURS, MARKERS, Picture, new_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import COLOURS, MARKERS, new_figure
 from sparsebert.report.table import Cell, Table
 
 if TYPE_CHECKING:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, machine_text, span_text, versions_text
 from sparsebert.report.lottery_tables import NAMES
-from sparsebert.report.plots import Picture, save_figure
-from sparsebert.report.run_plots import cost_figure
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import save_figure
+from sparsebert.report.run_cost_plots import cost_pictures
+from sparsebert.report.run_plots import cost_figure, run_pictures
 from sparsebert.report.start_tables import start_table
 from sparsebert.report.table import Table
 
@@ -37,8 +39,9 @@ def benchmark_start_pictures(records: Iterable[Record]) -> list[Picture]:
     rounds = _rounds(records)
     if not rounds:
         return []
-    alt = "The metric against the optimizer steps of each run. The table of what is spent holds the figures."
-    return [Picture(_title(rounds), alt, functools.partial(cost_figure, rounds))]
+    # The same picture as that of a user's runs, under the benchmark's title.
+    *_, picture = run_pictures(rounds)
+    return [replace(picture, title=_title(rounds)), *cost_pictures(rounds)]
 
 
 def start_plot(records: Iterable[Record], path: str | os.PathLike[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -58,16 +60,26 @@ class Table:
 
     def markdown(self) -> str:
         """Return a Markdown table, with title and notes as paragraphs; a very wide one is transposed."""
-        if not self.prose and len(self.columns) > max(_MOST_COLUMNS, len(self.rows) + 1):
-            return self.transposed().markdown()
+        shown = self.upright()
         lines = [f"**{self.title}**", ""] if self.title else []
-        lines.append(_markdown_row(self.columns))
+        lines.append(_markdown_row(shown.columns))
         other = " --- " if self.prose else " ---: "
-        lines.append("|" + "|".join([" --- "] + [other] * (len(self.columns) - 1)) + "|")
-        lines += map(_markdown_row, self.rows)
+        lines.append("|" + "|".join([" --- "] + [other] * (len(shown.columns) - 1)) + "|")
+        lines += map(_markdown_row, shown.rows)
         # Two spaces end a line in Markdown.
         lines += ["", *(f"{note}  " for note in self.notes)] if self.notes else []
         return "\n".join(lines)
+
+    def csv(self) -> str:
+        """Return columns and rows as CSV, without title and notes."""
+        target = io.StringIO()
+        csv.writer(target, lineterminator="\n").writerows([self.columns, *self.rows])
+        return target.getvalue()
+
+    def upright(self) -> Table:
+        """Return the table; one that is too wide to be read on a page is transposed."""
+        wide = not self.prose and len(self.columns) > max(_MOST_COLUMNS, len(self.rows) + 1)
+        return self.transposed() if wide else self
 
     def _repr_html_(self) -> str:
         left = range(len(self.columns)) if self.prose else (0,)

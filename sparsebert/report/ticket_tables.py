@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
-from sparsebert.report.format import MISSING, Record, granularity_text, mean_and_verdict
+from sparsebert.report.format import MISSING, Record, granularity_text, mean_and_verdict, megabytes
 from sparsebert.report.table import Cell, Table
 
 _FOOTPRINTS = {
@@ -41,7 +41,8 @@ def _pruned_table(pruned: Sequence[Record], overlaps: Sequence[Record]) -> Table
         "task": lambda row: row["task"] or MISSING,
         "seed": lambda row: str(row["seed"]),
         **_SHARES,
-        "MB": lambda row: f"{row['bytes'] / 1e6:.1f}",
+        # Missing in earlier records of one-shot methods.
+        "MB": lambda row: megabytes(row.get("bytes")),
     }
     notes = [
         f"{row['method']}, seeds {', '.join(map(str, row['seeds']))}: {overlap_text(row)}" for row in overlaps

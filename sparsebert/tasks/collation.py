@@ -31,6 +31,7 @@ def collate(
     10 % by a random token (BERT). The selection depends only on ``seed`` and the tokens of the batch, so a
     run that resumes in the middle of an epoch, or with another number of workers, masks the same tokens.
     Causal language modelling labels every token with itself, and padding with -100: models shift the labels.
+    Labels of words are padded with -100.
 
     Args:
         task: The task, or its name.
@@ -44,9 +45,18 @@ def collate(
     Raises:
         ValueError: For masked language modelling with a tokenizer that has no mask token.
     """
-    from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
+    from transformers import (
+        DataCollatorForLanguageModeling,
+        DataCollatorForTokenClassification,
+        DataCollatorWithPadding,
+    )
 
     kind = find_task(task).kind
+    if kind == "tokens":
+        words: Collator = DataCollatorForTokenClassification(
+            tokenizer, pad_to_multiple_of=pad_to_multiple_of, label_pad_token_id=IGNORED
+        )
+        return words
     if kind != "mlm":
         padding: Collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
         return _CausalCollator(padding) if kind == "clm" else padding

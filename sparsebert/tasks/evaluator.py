@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from sparsebert.tasks import (
     metrics,
 )
 from sparsebert.tasks.metrics import IGNORED
+from sparsebert.tasks.squad import answers_or_none
+from sparsebert.tasks.tagged_words import UNREAD, EncodedWords
 
 
 class Evaluate(Protocol):
@@ -74,12 +76,9 @@ def evaluator(
     def evaluate(model: nn.Module, answers: dict[str, Any] | None = None) -> dict[str, float]:
         scores: dict[str, float] = {}
         for split, examples in encoded.items():
-            # Sorting by length saves padding. SQuAD needs its order, which assigns windows to questions.
-            order = (
-                None
-                if isinstance(examples, EncodedQuestions)
-                else np.argsort(examples.lengths, kind="stable")
-            )
+            # Sorting by length saves padding. Windows of questions and words keep their order.
+            sorts = not isinstance(examples, EncodedQuestions | EncodedWords)
+            order = np.argsort(examples.lengths, kind="stable") if sorts else None
             size = batch_size
             if task.kind == "clm":
                 longest = int(examples.lengths.max(initial=1))
@@ -113,6 +112,25 @@ def first_inputs(
     ]
 
 
+def answers_of(task: Task, examples: EncodedQuestions, starts: Sequence[Any], ends: Sequence[Any]) -> Any:
+    """Return answers as the metrics take them: texts, or with the score of none where there may be none."""
+    return (answers_or_none if task.no_answer else best_answers)(examples, starts, ends)
+
+
+def tags_of(examples: EncodedWords, logits: Iterable[Tensor]) -> list[np.ndarray]:
+    """Return the tag of each word of each example, from logits [tokens, labels]; padding is ignored.
+
+    Logits that are not finite give the tag of no word.
+    """
+    tags = []
+    for index, each in enumerate(logits):
+        first_pieces = torch.tensor(examples[index]["labels"]) != IGNORED
+        rows = each[: len(first_pieces)][first_pieces]
+        predicted = rows.argmax(-1).masked_fill(~rows.isfinite().all(-1), UNREAD)
+        tags.append(examples.tags(index, predicted.numpy()))
+    return tags
+
+
 def _answers(
     task: Task, model: nn.Module, examples: Encoded, loader: DataLoader[dict[str, Any]]
 ) -> tuple[Any, Any]:
@@ -123,7 +141,10 @@ def _answers(
         for _, output in _outputs(model, loader):
             starts.extend(output.start_logits.float().cpu().numpy())
             ends.extend(output.end_logits.float().cpu().numpy())
-        return best_answers(examples, starts, ends), answer_texts(examples.questions)
+        return answers_of(task, examples, starts, ends), answer_texts(examples.questions)
+    if isinstance(examples, EncodedWords):
+        logits_of = (each for _, output in _outputs(model, loader) for each in output.logits.float().cpu())
+        return tags_of(examples, logits_of), [np.array(each.tags) for each in examples.examples]
     predictions: list[Tensor] = []
     references: list[Tensor] = []
     for targets, output in _outputs(model, loader):

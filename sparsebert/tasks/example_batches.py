@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sparsebert.tasks.collation import collate
-from sparsebert.tasks.encoding import TextFormat, encode
-from sparsebert.tasks.examples import Example, Examples
+from sparsebert.tasks.encoding import encode
+from sparsebert.tasks.examples import Example, Examples, Tagged
 from sparsebert.tasks.registry import Task
+from sparsebert.tasks.text_format import TextFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,5 +71,7 @@ def example_batches(
     return [dict(batch(items[at : at + batch_size])) for at in range(0, len(items), batch_size)]
 
 
-def _relabelled(example: Example, outputs: Sequence[int]) -> Example:
+def _relabelled(example: Example | Tagged, outputs: Sequence[int]) -> Example | Tagged:
+    if isinstance(example, Tagged):
+        return replace(example, tags=tuple(outputs[tag] for tag in example.tags))
     return replace(example, label=outputs[int(example.label)])

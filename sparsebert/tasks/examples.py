@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sparsebert.accounting.fingerprints import Fingerprints, combined, digest_of_examples
 from sparsebert.tasks.registry import Task
 
 
@@ -24,7 +27,8 @@ class Question:
         id: Identifier of the question.
         question: Its text.
         context: The paragraph.
-        answers: Accepted answers, each with the index of its first character in the context.
+        answers: Accepted answers, each with the index of its first character in the context; none if the
+            paragraph holds no answer.
     """
 
     id: str
@@ -33,8 +37,16 @@ class Question:
     answers: tuple[tuple[str, int], ...]
 
 
-# Sentences or pairs, questions, or lines of running text.
-Examples = Sequence[Example] | Sequence[Question] | Sequence[str]
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """Words with a tag each: the index of a label."""
+
+    words: tuple[str, ...]
+    tags: tuple[int, ...]
+
+
+# Sentences or pairs, questions, words with tags, or lines of running text.
+Examples = Sequence[Example] | Sequence[Question] | Sequence[Tagged] | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -55,17 +67,33 @@ class TaskData:
     source: Mapping[str, str]
     dropped: Mapping[str, int] = field(default_factory=dict)
 
+    @functools.cached_property
+    def fingerprints(self) -> Fingerprints:
+        """The fingerprints "train", unless there is no training data, and "validation"."""
+        splits = {name: digest_of_examples(examples) for name, examples in self.validation.items()}
+        train = {"train": digest_of_examples(self.train)} if len(self.train) else {}
+        return train | ({"validation": combined(splits)} if splits else {})
+
+
+def label_counts(examples: Examples) -> Counter[int | float]:
+    """Return how often examples, or their words, have each label; nothing for tasks without labels."""
+    counts: Counter[int | float] = Counter()
+    for example in examples:
+        if isinstance(example, Example):
+            counts[example.label] += 1
+        elif isinstance(example, Tagged):
+            counts.update(example.tags)
+    return counts
+
 
 def require_usable(examples: Examples, task: Task, where: str) -> None:
     """Raise ValueError if there are no examples or all labels are equal. ``where`` names their origin."""
     if not examples:
         raise ValueError(f"{where}: no examples")
-    if task.kind == "span" or task.models_language:
-        return
-    labels = {example.label for example in examples if isinstance(example, Example)}
+    labels = label_counts(examples)
     if len(labels) == 1:
-        label = labels.pop()
-        name = task.labels[int(label)] if task.kind == "classification" else label
+        (label,) = labels
+        name = task.labels[int(label)] if task.has_classes else label
         raise ValueError(
             f"{where}: all {len(examples)} examples have the label {name}; two different labels are needed"
         )

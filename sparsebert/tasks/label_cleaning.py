@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsebert.tasks.examples import Example, TaskData
+from sparsebert.tasks.examples import TaskData, label_counts
 from sparsebert.tasks.tables import NUMBER, Column, read_columns, shortened, stripped
 
 # Spellings of a missing value by pandas, SQL and spreadsheets. "None" and "NA" may be classes.
@@ -125,18 +125,18 @@ def classes_of(table: LabelledTable) -> tuple[str, ...]:
 
 
 def class_counts(data: TaskData) -> list[str]:
-    """Return a line for each split of a classification: its examples of every class.
+    """Return a line for each split of a classification, of texts or words: its examples of every class.
 
     A split that is not loaded, and a task of another kind, have no line.
     """
-    if data.task.kind != "classification":
+    if not data.task.has_classes:
         return []
+    what = "words" if data.task.kind == "tokens" else "examples"
     lines = []
     for split, examples in {"train": data.train, **data.validation}.items():
-        counts = Counter(example.label for example in examples if isinstance(example, Example))
-        if counts:
+        if counts := label_counts(examples):
             each = shortened(f"{label} {counts[index]}" for index, label in enumerate(data.task.labels))
-            lines.append(f"{data.task.name}, {split}: {sum(counts.values())} examples: {each}")
+            lines.append(f"{data.task.name}, {split}: {sum(counts.values())} {what}: {each}")
     return lines
 
 

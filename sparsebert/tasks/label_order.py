@@ -25,13 +25,14 @@ def label_config(task: str | Task) -> dict[str, Any]:
     Heads for spans and masked language modelling need no such arguments.
     """
     task = find_task(task)
-    if task.kind == "classification":
-        return {
+    if task.has_classes:
+        names = {
             "num_labels": task.num_labels,
             "id2label": dict(enumerate(task.labels)),
             "label2id": {label: index for index, label in enumerate(task.labels)},
-            "problem_type": "single_label_classification",
         }
+        of_texts = {"problem_type": "single_label_classification"}
+        return names | (of_texts if task.kind == "classification" else {})
     if task.kind == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
     return {}
@@ -52,7 +53,7 @@ def label_positions(task: str | Task, config: Any) -> tuple[int, ...] | None:
             configuration with placeholders (``LABEL_0``, ...), which hide the meaning of the outputs.
     """
     task = find_task(task)
-    if task.kind not in ("classification", "regression"):
+    if not task.has_classes and task.kind != "regression":
         return None
     id2label = {int(index): str(label) for index, label in config.id2label.items()}
     if sorted(id2label) != list(range(task.num_labels)):
@@ -98,7 +99,7 @@ def reorder_outputs_(model: Any, task: Task, positions: Sequence[int]) -> None:
     """Reorder the outputs of a classifier, in place, and name them after the task's labels.
 
     Args:
-        model: A PreTrainedModel for sequence classification.
+        model: A PreTrainedModel for classification, of texts or of tokens.
         task: The task.
         positions: The output of each label (:func:`label_positions`).
 
@@ -133,7 +134,7 @@ def with_label_map(task: Task, label_map: Mapping[str, str]) -> Task:
     """
     if not label_map:
         return task
-    if task.kind != "classification":
+    if not task.has_classes:
         raise ValueError(f"a label map needs a task with classes; {task.name} has none")
     for label in label_map:
         if label not in task.labels:

@@ -1,4 +1,4 @@
-"""Masked language models as classifiers: the logits of words serve as the logits of a task's labels.
+"""Masked language models as task models: the logits of words serve as the outputs of a task's head.
 
 The pre-trained head then serves as the task's head, so only the masks need training (Static Model Pruning,
 Jiang et al. 2023, section 3.3).
@@ -20,9 +20,10 @@ from sparsebert.tasks import Task, label_config, require_label_order
 from sparsebert.tasks.load_checked import load_config, load_weights
 from sparsebert.tasks.prompt_template import require_template
 
-# Task -> one word per label, in the order of the labels; for spans, words for start and end. They follow the
-# released code of Jiang et al., except for MNLI: that code renumbers the labels but not the words, so it has
-# "Maybe" for entailment, "No" for neutral and "Yes" for contradiction.
+# Task -> one word per label, in the order of the labels; for spans, words for start and end; for scores, the
+# word whose logit is the score. They follow the released code of Jiang et al., but for two tasks. That code
+# renumbers the labels of MNLI but not its words, so it has "Maybe" for entailment, "No" for neutral and "Yes"
+# for contradiction; and its eval.sh has "No" for the entailment of WNLI, which run.sh does not train.
 WORDS = {
     "sst2": ("terrible", "great"),
     "cola": ("incorrect", "correct"),
@@ -32,9 +33,10 @@ WORDS = {
     "qnli": ("Yes", "No"),
     "rte": ("Yes", "No"),
     "wnli": ("No", "Yes"),
+    "stsb": ("Yes",),
     "squad": ("yes", "no"),
 }
-RELEASED = WORDS | {"mnli": ("Maybe", "No", "Yes")}
+RELEASED = WORDS | {"mnli": ("Maybe", "No", "Yes"), "wnli": ("Yes", "No")}
 KNOWN_WORDS = "task"
 
 
@@ -47,18 +49,21 @@ def words_for(task: Task, option: str, *, released: bool = False) -> tuple[str, 
         released: Whether the built-in words are exactly the words of SMP's released code.
 
     Raises:
-        ValueError: For a task without classes or spans, a task without built-in words, or a number of words
-            that differs from the number of labels.
+        ValueError: For language modelling and tags of words, a task without built-in words, or a number of
+            words that differs from the number of the head's outputs.
     """
-    if task.kind not in ("classification", "span"):
-        raise ValueError(f"label words need a task with classes or spans; {task.name} has neither")
+    if task.models_language or task.kind == "tokens":
+        other = "models language" if task.models_language else "has a tag for each word"
+        raise ValueError(f"label words need a task with classes, scores or spans; {task.name} {other}")
     if option == KNOWN_WORDS:
         if task.name not in WORDS:
-            raise ValueError(f"{task.name} has no built-in label words; pass some, such as terrible,great")
+            example = "Yes" if task.kind == "regression" else "terrible,great"
+            raise ValueError(f"{task.name} has no built-in label words; pass some, such as {example}")
         return (RELEASED if released else WORDS)[task.name]
     words = tuple(word.strip() for word in option.split(","))
     if len(words) != task.num_labels:
-        raise ValueError(f"{task.name} needs {task.num_labels} label words, got {len(words)}: {option}")
+        needed = f"{task.num_labels} label word{'s' if task.num_labels > 1 else ''}"
+        raise ValueError(f"{task.name} needs {needed}, got {len(words)}: {option}")
     return words
 
 
@@ -130,8 +135,9 @@ class _InWords:
     """Mixin for transformers' classes for masked language modelling.
 
     The logit of a class is the logit of its word at the first [MASK], or at the first token ([CLS]) if there
-    is none. The logits of a span's start and end are the logits of two words at every token. Parameters and
-    their names are the same as in the language model.
+    is none; the score of a regression is the logit of its one word, as it stands. The logits of a span's
+    start and end are the logits of two words at every token. Parameters and their names are the same as in
+    the language model.
     """
 
     config: Any
@@ -151,16 +157,21 @@ class _InWords:
         """Return logits, and a loss if there are targets.
 
         Args:
-            labels: int64 [batch].
+            labels: int64 [batch]; the scores of a regression, floating-point [batch].
             start_positions: int64 [batch]; positions beyond the last token are not scored.
             end_positions: int64 [batch]; positions beyond the last token are not scored.
             inputs: Inputs of the language model.
         """
         logits = super().forward(**inputs).logits  # type: ignore[misc]
-        if self.config.label_words["kind"] != "span":
+        kind = self.config.label_words["kind"]
+        if kind != "span":
             at = self._first_mask(inputs["input_ids"])
             logits = logits[torch.arange(len(at), device=at.device), at]
-            loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+            loss = None
+            if labels is not None and kind == "regression":
+                loss = F.mse_loss(logits.squeeze(-1).float(), labels.float())
+            elif labels is not None:
+                loss = F.cross_entropy(logits.float(), labels)
             return SequenceClassifierOutput(loss=loss, logits=logits)
         start, end = logits.unbind(-1)
         loss = None

@@ -99,9 +99,16 @@ def load_weights(cls: Any, name: str, *, fresh_head: bool = True, **options: Any
         ) from failure
     if problem:
         raise ValueError(f"{name}: its weights {problem}")
+    model._fresh_tensors = frozenset(report["missing_keys"])
     drop_missing_pooler_(model, report)
     _require_finite(model, name)
     return model
+
+
+def fresh_tensors(model: Any) -> frozenset[str]:
+    """Return the names of a loaded model's tensors that its file lacked, whose values the seed decides."""
+    names: frozenset[str] = getattr(model, "_fresh_tensors", frozenset())
+    return names
 
 
 def _require_finite(model: Any, name: str) -> None:

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from sparsebert.tasks.examples import Example, Examples, TaskData, require_usable
+from sparsebert.tasks.entity_scores import marks_entities
+from sparsebert.tasks.examples import Example, Examples, Question, TaskData, require_usable
 from sparsebert.tasks.label_cleaning import classes_of, dropped_rows, read_table, require_distinct
 from sparsebert.tasks.label_order import with_label_map
-from sparsebert.tasks.registry import BLOCK_TOKENS, LANGUAGE_METRICS, Kind, Layout, Task
+from sparsebert.tasks.registry import (
+    BLOCK_TOKENS,
+    ENTITY_METRICS,
+    LANGUAGE_METRICS,
+    TAG_METRICS,
+    TASKS,
+    Kind,
+    Layout,
+    Task,
+)
 from sparsebert.tasks.squad import read_squad
 from sparsebert.tasks.tables import Column, label_parser, lines_of, read_columns, read_text, stripped
+from sparsebert.tasks.tag_files import read_tags, tagged
+
+File = str | os.PathLike[str]
 
 
 def find_files(task: Task, folder: str | os.PathLike[str], splits: Sequence[str]) -> dict[str, Path]:
@@ -49,16 +64,15 @@ def _subfolder(root: Path, place: Path, layout: Layout) -> str:
 
 def load_split(task: Task, file: Path) -> Examples:
     """Load a split from its file. Raises ValueError in one line, with file and line, for bad content."""
-    if task.kind == "span":
-        examples: Examples = read_squad(file)
-    elif task.models_language:
-        examples = _running_text(file)
-    else:
-        layout = task.layout
-        assert layout is not None
-        examples = read_examples(task, file, layout.columns, layout.label, layout.labels)
+    examples: Examples = _READERS[task.kind](task, file)
     require_usable(examples, task, str(file))
     return examples
+
+
+def _table(task: Task, file: Path) -> list[Example]:
+    layout = task.layout
+    assert layout is not None
+    return read_examples(task, file, layout.columns, layout.label, layout.labels)
 
 
 def read_examples(
@@ -72,9 +86,7 @@ def read_examples(
     ]
 
 
-def load_texts(
-    train: str | os.PathLike[str] | None, validation: str | os.PathLike[str] | None, *, kind: Kind, name: str
-) -> TaskData:
+def load_texts(train: File | None, validation: File | None, *, kind: Kind, name: str) -> TaskData:
     """Load running text of the user, to train or evaluate a language model on.
 
     Args:
@@ -89,11 +101,85 @@ def load_texts(
     """
     metrics, length = LANGUAGE_METRICS[kind], BLOCK_TOKENS[kind]
     task = Task(name=name, kind=kind, metrics=metrics, columns=("text",), label="", max_length=length)
+    return _load_splits(task, train, validation, _running_text)
+
+
+def load_questions(
+    train: File | None, validation: File | None, *, no_answer: bool = False, name: str
+) -> TaskData:
+    """Load the user's questions about paragraphs, in files of the form of SQuAD.
+
+    Args:
+        train: File to train on; None to evaluate only.
+        validation: File to evaluate on; None where nothing is evaluated.
+        no_answer: Whether questions may have no answer, as in SQuAD 2.0.
+        name: The task's name.
+
+    Raises:
+        ValueError: As :func:`sparsebert.tasks.squad.read_squad`, and for a file without questions.
+        FileNotFoundError: For a missing file.
+    """
+    task = replace(TASKS["squad2" if no_answer else "squad"], name=name, hub=(), layout=None)
+    return _load_splits(task, train, validation, partial(_questions, task))
+
+
+def load_tags(
+    train: File | None,
+    validation: File | None,
+    *,
+    words: str = "tokens",
+    tags: str = "tags",
+    labels: Sequence[str] | None = None,
+    label_map: Mapping[str, str] | None = None,
+    name: str,
+) -> TaskData:
+    """Load the user's words with tags, in the files of :func:`sparsebert.tasks.tag_files.read_tags`.
+
+    Tags such as "O", "B-PER" and "I-PER" are judged by the entities that they mark, others by their accuracy.
+
+    Args:
+        train: File to train on; None if ``labels`` define the task.
+        validation: File to evaluate on; None where nothing is evaluated.
+        words: Key of the words in JSON lines.
+        tags: Key of the tags in JSON lines.
+        labels: The tags in the order of the model's outputs; by default those in ``train``, in alphabetical
+            order.
+        label_map: As for :func:`load_files`.
+        name: The task's name.
+
+    Raises:
+        ValueError: As :func:`sparsebert.tasks.tag_files.read_tags`, for tags outside ``labels``, and for a
+            file with no text or a single tag.
+        FileNotFoundError: For a missing file.
+    """
+    texts = {
+        Path(file): read_tags(Path(file), words, tags) for file in (train, validation) if file is not None
+    }
+    if labels is None and train is None:
+        raise ValueError("labels are missing: pass them, or a file to train on")
+    if labels is None:
+        labels = sorted({tag for text in texts[Path(str(train))] for tag in text.tags})
+    task = Task(
+        name=name,
+        kind="tokens",
+        metrics=ENTITY_METRICS if marks_entities(labels) else TAG_METRICS,
+        labels=tuple(labels),
+        columns=(words,),
+        label=tags,
+    )
+    data = _load_splits(task, train, validation, lambda file: tagged(texts[file], task.labels, file))
+    return replace(data, task=with_label_map(task, label_map or {}))
+
+
+def _load_splits(
+    task: Task, train: File | None, validation: File | None, read: Callable[[Path], Examples]
+) -> TaskData:
+    """Return the user's examples by split, from the files that there are."""
     splits: dict[str, Examples] = {}
     source: dict[str, str] = {}
     for split, path in (("train", train), ("validation", validation)):
         if path is not None:
-            splits[split] = _running_text(Path(path))
+            splits[split] = read(Path(path))
             require_usable(splits[split], task, str(path))
             source[split] = _fingerprint(Path(path))
     return TaskData(task, splits.pop("train", []), splits, source)
@@ -107,9 +193,24 @@ def _running_text(file: Path) -> list[str]:
     return [line for line in lines_of(read_text(file)) if line.strip()]
 
 
+def _questions(task: Task, file: Path) -> list[Question]:
+    return read_squad(file, no_answer=task.no_answer)
+
+
+# How the files of a copy of a data set are read.
+_READERS: Mapping[Kind, Callable[[Task, Path], Examples]] = {
+    "classification": _table,
+    "regression": _table,
+    "span": _questions,
+    "tokens": lambda task, file: tagged(read_tags(file), task.labels, file),
+    "mlm": lambda task, file: _running_text(file),
+    "clm": lambda task, file: _running_text(file),
+}
+
+
 def load_files(
-    train: str | os.PathLike[str] | None,
-    validation: str | os.PathLike[str] | None,
+    train: File | None,
+    validation: File | None,
     *,
     columns: Sequence[str],
     label: str,

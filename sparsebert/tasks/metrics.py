@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-import statistics
-import string
 import warnings
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from sparsebert.tasks.registry import Task, find_task, split_suffix
+from sparsebert.tasks.answer_scores import answer_scores, no_answer_scores
+from sparsebert.tasks.entity_scores import OUTSIDE, entity_scores
+from sparsebert.tasks.registry import ENTITY_METRICS, Task, find_task, split_suffix
 
 # Predicted class for a row with non-finite logits; it is the label of no example.
 _NO_CLASS = -1
@@ -29,16 +27,20 @@ def compute(
 
     The Matthews correlation is 0 if only one class is predicted; F1 is the F1 of class 1. An undefined
     correlation (constant or non-finite predictions) counts as 0, and non-finite logits (from a run that
-    diverged) count as wrong answers; both cause a warning. Spans are scored like SQuAD v1.1.
+    diverged) count as wrong answers; both cause a warning. Spans are scored as SQuAD's scripts do
+    (:mod:`sparsebert.tasks.answer_scores`), tags by the entities that they mark
+    (:mod:`sparsebert.tasks.entity_scores`); a tag of -1, of a word that was not read, counts as "O".
 
     Args:
         task: The task, or its name.
         predictions: Classification: classes [n] (integers) or logits [n, classes]. Regression: [n] or [n, 1].
-            Spans: texts. Masked language modelling: token ids of any shape, or logits with the vocabulary as
-            the last dimension. Causal language modelling: float64 [n, 2], the predicted id and the natural
-            logarithm of the reference's probability.
-        references: Classification and regression: [n]. Spans: lists of accepted texts. Masked language
-            modelling: token ids; -100 is not scored. Causal language modelling: token ids [n].
+            Spans: texts; or, if there may be none, :class:`sparsebert.tasks.squad.Answer`. Tags: indices of
+            labels [words] each. Masked language modelling: token ids of any shape, or logits with the
+            vocabulary as the last dimension. Causal language modelling: float64 [n, 2], the predicted id and
+            the natural logarithm of the reference's probability.
+        references: Classification and regression: [n]. Spans: lists of accepted texts, empty for a question
+            without an answer. Tags: indices of labels [words] each. Masked language modelling: token ids;
+            -100 is not scored. Causal language modelling: token ids [n].
         split: The validation split; required if the task has several.
 
     Returns:
@@ -64,11 +66,12 @@ def compute(
         "classification": _classification,
         "regression": _regression,
         "span": _span,
+        "tokens": _tokens,
         "mlm": _mlm,
         "clm": _clm,
     }[task.kind]
     scores = score(task, predictions, references)
-    return {name + split_suffix(split): scores[name] for name in task.metrics}
+    return {name + split_suffix(split): scores[name] for name in task.metrics if name in scores}
 
 
 def primary(task: str | Task) -> str:
@@ -153,25 +156,21 @@ def _clm(task: Task, predictions: Any, references: Any) -> dict[str, float]:
 
 
 def _span(task: Task, predictions: Any, references: Any) -> dict[str, float]:
-    exact, overlap = [], []
-    for prediction, accepted in zip(predictions, references, strict=True):
-        if isinstance(accepted, str) or not len(accepted):
-            raise ValueError(f"references of spans must be lists of accepted texts, got {accepted!r}")
-        exact.append(max(_normalised(prediction) == _normalised(answer) for answer in accepted))
-        overlap.append(max(_token_f1(prediction, answer) for answer in accepted))
-    return {"exact_match": statistics.fmean(exact), "f1": statistics.fmean(overlap)}
+    return (no_answer_scores if task.no_answer else answer_scores)(predictions, references)
 
 
-def _normalised(text: str) -> str:
-    """Return lower-case text without punctuation, articles and extra blanks, as evaluate-v1.1.py does."""
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+def _tokens(task: Task, predictions: Any, references: Any) -> dict[str, float]:
+    if [len(tags) for tags in predictions] != [len(tags) for tags in references]:
+        raise ValueError("predictions must have a tag for each word, as references do")
+
+    if task.metrics == ENTITY_METRICS:
+        return entity_scores(tag_names(task, predictions), tag_names(task, references))
+    return {"accuracy": float((np.concatenate(predictions) == np.concatenate(references)).mean())}
 
 
-def _token_f1(prediction: str, answer: str) -> float:
-    guess, truth = _normalised(prediction).split(), _normalised(answer).split()
-    common = sum((Counter(guess) & Counter(truth)).values())
-    return 2 * common / (len(guess) + len(truth)) if common else 0.0
+def tag_names(task: Task, texts: Any) -> list[list[str]]:
+    """Return the names of the tags of each text; "O" for a word that was not read."""
+    return [[task.labels[tag] if tag >= 0 else OUTSIDE for tag in tags] for tags in texts]
 
 
 def _warn(message: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from sparsebert.one_shot.calibration import position_limit
 from sparsebert.tasks import Task, TextFormat, label_config
 from sparsebert.tasks.label_order import label_positions, reorder_outputs_
 from sparsebert.tasks.load_tokenizer import load_tokenizer
+from sparsebert.tasks.registry import Kind
 
-_MODEL_CLASSES = {
+_MODEL_CLASSES: Mapping[Kind, str] = {
     "classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
     "span": "AutoModelForQuestionAnswering",
+    "tokens": "AutoModelForTokenClassification",
     "mlm": "AutoModelForMaskedLM",
     "clm": "AutoModelForCausalLM",
 }
@@ -124,7 +126,7 @@ def _require_direction(name: str, config: Any, task: Task) -> None:
 
 
 def fit_positions(model: Any, name: str, task: Task, text_format: TextFormat) -> TextFormat:
-    """Return a text format whose texts fit into the model's positions.
+    """Return a text format that fits the task, and whose texts fit into the model's positions.
 
     The task's default length is reduced to the positions.
 
@@ -135,10 +137,12 @@ def fit_positions(model: Any, name: str, task: Task, text_format: TextFormat) ->
         text_format: The text format that the user asks for.
 
     Raises:
-        ValueError: The user's maximum length exceeds the positions.
+        ValueError: The user's maximum length exceeds the positions, or an option of questions is given for
+            another task.
     """
+    text_format.require(task)
     limit = position_limit(model)
-    if limit is None or (text_format.max_length or task.max_length) <= limit:
+    if limit is None or text_format.length(task) <= limit:
         return text_format
     if text_format.max_length is not None:
         raise ValueError(
@@ -196,8 +200,8 @@ def short_name(model: str) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
-def head_labels(name: str) -> tuple[str, ...]:
-    """Return the labels of a trained classifier in the order of its outputs.
+def head_labels(name: str, kind: Kind = "classification") -> tuple[str, ...]:
+    """Return the labels of a trained classifier, of texts or of words, in the order of its outputs.
 
     Raises:
         ValueError: The model has no trained classifier; or as ``load_config``.
@@ -206,7 +210,7 @@ def head_labels(name: str) -> tuple[str, ...]:
     from sparsebert.tasks.load_checked import load_config
 
     config = load_config(name)
-    if not has_head(config, "classification") and not getattr(config, "label_words", None):
+    if not has_head(config, kind) and not getattr(config, "label_words", None):
         raise ValueError(
             f"{name} has no trained head, so its labels are unknown; train it on the task first, or name a "
             "trained model"
@@ -215,14 +219,14 @@ def head_labels(name: str) -> tuple[str, ...]:
     return tuple(str(id2label[index]) for index in sorted(id2label))
 
 
-def has_head(config: Any, kind: str) -> bool:
+def has_head(config: Any, kind: Kind) -> bool:
     """Whether a model of this configuration has a trained head for a kind of task."""
     # GPT-2's head has the older name.
     suffixes = (_suffix(kind), "LMHeadModel") if kind == "clm" else (_suffix(kind),)
     return any(each.endswith(suffixes) for each in config.architectures or ())
 
 
-def _suffix(kind: str) -> str:
+def _suffix(kind: Kind) -> str:
     """Return the end of the names of the classes with a head for this kind of task."""
     return _MODEL_CLASSES[kind].removeprefix("AutoModel")
 

@@ -11,9 +11,9 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
-from sparsebert.tasks.examples import Example, Examples, Question
+from sparsebert.tasks.examples import Example, Examples, Question, Tagged
 from sparsebert.tasks.registry import Task
 from sparsebert_kernels.errors import unknown
 
@@ -31,11 +31,13 @@ class Perturbation:
         change: Returns the changed text, from the text, the severity and a random generator.
         severity: The severity where none is named; None if the change has no degrees.
         last_only: Whether only the last text of a pair changes.
+        moves_words: Whether words change their places, or are added.
     """
 
     change: Callable[[str, float, random.Random], str]
     severity: float | None
     last_only: bool = False
+    moves_words: bool = False
 
 
 def _typos(text: str, severity: float, draw: random.Random) -> str:
@@ -87,8 +89,8 @@ def _shuffle(text: str, severity: float, draw: random.Random) -> str:
 PERTURBATIONS = {
     "typos": Perturbation(_typos, 0.1),
     "casing": Perturbation(_casing, 0.1),
-    "negation": Perturbation(_negation, None, last_only=True),
-    "shuffle": Perturbation(_shuffle, 1.0),
+    "negation": Perturbation(_negation, None, last_only=True, moves_words=True),
+    "shuffle": Perturbation(_shuffle, 1.0, moves_words=True),
 }
 
 
@@ -109,7 +111,8 @@ def perturbed(
       of them stays in its own, as in Sinha et al. 2021 ("UnNatural Language Inference"), of both texts of a
       pair. White space becomes single blanks.
 
-    Of a question about a paragraph, the question changes: answers are parts of the paragraph.
+    Of a question about a paragraph, the question changes: answers are parts of the paragraph. Words with tags
+    change as one text.
 
     Args:
         examples: The examples.
@@ -120,7 +123,8 @@ def perturbed(
 
     Raises:
         ValueError: For an unknown name, a severity out of range or of a perturbation without degrees,
-            language modelling, whose texts are what is predicted, and ``negation`` of questions.
+            language modelling, whose texts are what is predicted, ``negation`` of questions, and
+            ``negation`` and ``shuffle`` of words with tags.
     """
     perturbation = require_perturbation(name, severity)
     if task.models_language:
@@ -129,6 +133,10 @@ def perturbed(
         )
     if task.kind == "span" and name == "negation":
         raise ValueError(f"negation adds a clause to a statement, and {task.name} asks questions: omit it")
+    if task.kind == "tokens" and perturbation.moves_words:
+        raise ValueError(
+            f"{name} moves or adds words, and {task.name} has a tag for each in its place: omit it"
+        )
     share = severity if severity is not None else perturbation.severity or 1.0
 
     def changed(text: str) -> str:
@@ -155,10 +163,15 @@ def share_changed(before: Sequence[object], after: Sequence[object]) -> float:
 
 
 def _changed(
-    example: Example | Question | str, perturbation: Perturbation, changed: Callable[[str], str]
-) -> Example | Question:
+    example: Example | Question | Tagged | str, perturbation: Perturbation, changed: Callable[[str], str]
+) -> Example | Question | Tagged:
     if isinstance(example, Question):
         return replace(example, question=changed(example.question))
+    if isinstance(example, Tagged):
+        # Changes that move no words keep every letter's place.
+        letters = iter(changed(" ".join(example.words)) + " ")
+        words = ["".join(islice(letters, len(word) + 1))[:-1] for word in example.words]
+        return replace(example, words=tuple(words))
     assert isinstance(example, Example)
     *others, last = example.texts
     if not perturbation.last_only:

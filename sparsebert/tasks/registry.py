@@ -9,7 +9,7 @@ from typing import Literal
 
 from sparsebert_kernels.errors import unknown
 
-Kind = Literal["classification", "regression", "span", "mlm", "clm"]
+Kind = Literal["classification", "regression", "span", "tokens", "mlm", "clm"]
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,19 @@ class Task:
 
     Attributes:
         name: Name of the task.
-        kind: Kind of its head.
+        kind: Kind of its head: "span" answers questions, "tokens" gives a tag to each word, "mlm" and "clm"
+            are masked and causal language modelling.
         metrics: Metrics of every validation split, the primary one first.
         labels: Labels in the order of their indices, as on the Hugging Face hub.
         columns: Text columns on the hub.
         label: Label column on the hub.
         splits: Validation splits, the primary one first.
         hub: Data set and configuration on the hub; empty for the user's own files.
+        revision: Branch of the data set on the hub; None for its main branch.
         layout: Layout of local copies; None for the user's own files.
         bounds: Smallest and largest score of a regression.
         max_length: Tokens per example in the original fine-tuning recipes.
+        no_answer: Whether questions may have no answer.
         model_labels: The labels' names in a trained checkpoint, in the order of ``labels``; a name may also
             be the number of an output. Empty if they are the task's own labels, in the same order.
     """
@@ -59,9 +62,11 @@ class Task:
     label: str = "label"
     splits: tuple[str, ...] = ("validation",)
     hub: tuple[str, ...] = ()
+    revision: str | None = None
     layout: Layout | None = None
     bounds: tuple[float, float] = (float("-inf"), float("inf"))
     max_length: int = 128
+    no_answer: bool = False
     model_labels: tuple[str, ...] = ()
 
     @property
@@ -77,7 +82,12 @@ class Task:
     @property
     def num_labels(self) -> int:
         """Outputs of the head: the number of classes, 1 for a regression, 2 for the ends of a span."""
-        return {"classification": len(self.labels), "regression": 1, "span": 2}.get(self.kind, 0)
+        return len(self.labels) or {"regression": 1, "span": 2}.get(self.kind, 0)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the outputs of the head are classes, of a text or of each word."""
+        return self.kind in ("classification", "tokens")
 
     @property
     def models_language(self) -> bool:
@@ -102,6 +112,23 @@ def find_task(task: str | Task) -> Task:
         raise unknown("task", task, TASKS)
     return TASKS[task]
 
+
+# Metrics of questions that may have no answer, named as in evaluate-v2.0.py of SQuAD; of entities; and of
+# tags that mark no entities.
+NO_ANSWER_METRICS = (
+    "f1",
+    "exact",
+    "HasAns_f1",
+    "HasAns_exact",
+    "NoAns_f1",
+    "NoAns_exact",
+    "best_f1",
+    "best_f1_thresh",
+    "best_exact",
+    "best_exact_thresh",
+)
+ENTITY_METRICS = ("f1", "precision", "recall", "accuracy")
+TAG_METRICS = ("accuracy",)
 
 # Metrics and tokens of a block of running text, by kind of language modelling.
 LANGUAGE_METRICS: Mapping[Kind, tuple[str, ...]] = {"mlm": ("accuracy",), "clm": ("accuracy", "perplexity")}
@@ -222,6 +249,35 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     ),
                 ),
                 max_length=384,
+            ),
+            Task(
+                name="squad2",
+                kind="span",
+                metrics=NO_ANSWER_METRICS,
+                columns=("question", "context"),
+                label="answers",
+                hub=("rajpurkar/squad_v2",),
+                layout=Layout("squad-v2.0", ({"train": "train-v2.0.json", "validation": "dev-v2.0.json"},)),
+                max_length=384,
+                no_answer=True,
+            ),
+            Task(
+                name="conll2003",
+                kind="tokens",
+                metrics=ENTITY_METRICS,
+                labels=("O", *(f"{at}-{name}" for name in ("PER", "ORG", "LOC", "MISC") for at in "BI")),
+                columns=("tokens",),
+                label="ner_tags",
+                hub=("eriktks/conll2003",),
+                # The main branch is a script, which datasets no longer runs.
+                revision="refs/convert/parquet",
+                layout=Layout(
+                    "conll2003",
+                    (
+                        {"train": "train.txt", "validation": "valid.txt"},
+                        {"train": "eng.train", "validation": "eng.testa"},
+                    ),
+                ),
             ),
             _wikitext("wikitext-2", "mlm"),
             _wikitext("wikitext-2-clm", "clm"),

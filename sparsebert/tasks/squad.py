@@ -1,26 +1,45 @@
-"""SQuAD v1.1: its JSON files, and answer texts from a model's start and end logits."""
+"""SQuAD 1.1 and 2.0: their JSON files, and answers from a model's start and end logits."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparsebert.json_object import load_json
-from sparsebert.tasks.encoding import EncodedQuestions
 from sparsebert.tasks.examples import Question
+from sparsebert.tasks.question_windows import EncodedQuestions
 from sparsebert.tasks.tables import read_text
 
 
-def read_squad(path: Path) -> list[Question]:
+class Answer(NamedTuple):
+    """An answer to a question that may have none.
+
+    Attributes:
+        text: The answer; the empty text for none.
+        best: The best answer other than none; the empty text if no span is possible.
+        null_score_diff: Score of no answer minus that of the best answer; infinite without a best answer.
+    """
+
+    text: str
+    best: str
+    null_score_diff: float
+
+
+def read_squad(path: Path, *, no_answer: bool = False) -> list[Question]:
     """Read the questions of a file, in its order.
 
+    Args:
+        path: The file.
+        no_answer: Whether questions may have no answer, as in SQuAD 2.0.
+
     Raises:
-        ValueError: For a structure other than SQuAD v1.1's, a question without an answer, or an answer that
-            is not at its position in the context. The message names the file and the question.
+        ValueError: For a structure other than SQuAD's, a question without an answer unless that is allowed,
+            or an answer that is not at its position in the context. The message names the file and the
+            question.
     """
     try:
         loaded = load_json(read_text(path))
@@ -30,7 +49,7 @@ def read_squad(path: Path) -> list[Question]:
         raise ValueError(f"{path}: not JSON: {error}") from None
     try:
         return [
-            _question(entry, paragraph["context"], path)
+            _question(entry, paragraph["context"], path, no_answer)
             for article in loaded["data"]
             for paragraph in article["paragraphs"]
             for entry in paragraph["qas"]
@@ -41,15 +60,20 @@ def read_squad(path: Path) -> list[Question]:
         raise ValueError(f"{path}: not a SQuAD file: {error}") from None
 
 
-def _question(entry: Any, context: str, path: Path) -> Question:
+def _question(entry: Any, context: str, path: Path, no_answer: bool) -> Question:
     answers = tuple((answer["text"], answer["answer_start"]) for answer in entry["answers"])
-    return checked(Question(str(entry["id"]), entry["question"], context, answers), str(path))
+    if answers and entry.get("is_impossible"):
+        raise ValueError(f"{path}: question {entry['id']} is_impossible, but has answers; remove one of both")
+    question = Question(str(entry["id"]), entry["question"], context, answers)
+    return checked(question, str(path), no_answer=no_answer)
 
 
-def checked(question: Question, where: str) -> Question:
-    """Return the question. Raises ValueError if it has no answers, or one is not at its position."""
-    if not question.answers:
-        raise ValueError(f"{where}: question {question.id} has no answer; SQuAD v1.1 requires one")
+def checked(question: Question, where: str, *, no_answer: bool = False) -> Question:
+    """Return the question. Raises ValueError if it lacks answers, or one is not at its position."""
+    if not question.answers and not no_answer:
+        raise ValueError(
+            f"{where}: question {question.id} has no answer; only SQuAD 2.0 (task squad2) has such questions"
+        )
     for text, start in question.answers:
         if start < 0 or not text or question.context[start : start + len(text)] != text:
             raise ValueError(
@@ -69,7 +93,8 @@ def best_answers(
     """Return the text of the best span of each question, as run_squad.py of BERT does.
 
     A span lies in the context. Its first and last token are among the tokens with the best start and end
-    logits of its window. Spans from all windows of a question are ranked by the sum of the two logits.
+    logits of its window; with ``max_context`` of the encoding's text format, its window is the one with most
+    context of its first token. Spans from all windows of a question are ranked by the sum of the two logits.
 
     Args:
         encoded: The questions.
@@ -85,45 +110,81 @@ def best_answers(
     Raises:
         ValueError: If the number of rows of logits differs from the number of windows.
     """
+    limits = candidates, max_answer_tokens
+    return [answer.best for answer in answers_or_none(encoded, start_logits, end_logits, *limits)]
+
+
+def answers_or_none(
+    encoded: EncodedQuestions,
+    start_logits: Sequence[np.ndarray] | np.ndarray,
+    end_logits: Sequence[np.ndarray] | np.ndarray,
+    candidates: int = 20,
+    max_answer_tokens: int = 30,
+) -> list[Answer]:
+    """Return the answer to each question, or none, as run_squad.py of BERT does with SQuAD 2.0.
+
+    The score of no answer in a window is the sum of the two logits of its first token; that of a question is
+    the lowest of its windows. No answer is given if it exceeds the score of the best span by more than
+    ``null_score_diff_threshold`` of the encoding's text format, 0 by default.
+
+    Args:
+        encoded: As for :func:`best_answers`, which describes the best span.
+        start_logits: As for :func:`best_answers`.
+        end_logits: As for :func:`best_answers`.
+        candidates: As for :func:`best_answers`.
+        max_answer_tokens: As for :func:`best_answers`.
+
+    Raises:
+        ValueError: As :func:`best_answers`.
+    """
     if len(start_logits) != len(encoded) or len(end_logits) != len(encoded):
         raise ValueError(
             f"logits must have one row for each of {len(encoded)} windows, got {len(start_logits)} rows of "
             f"start and {len(end_logits)} of end logits"
         )
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(encoded.questions)
+    null = [np.inf] * len(encoded.questions)
     for window, (starts, ends) in enumerate(zip(start_logits, end_logits, strict=True)):
         question = int(encoded.question_of[window])
         spans = encoded.spans(window)
-        score, span = _best_span(
-            starts[: len(spans)], ends[: len(spans)], spans, candidates, max_answer_tokens
+        starts, ends = starts[: len(spans)], ends[: len(spans)]
+        inside = spans[:, 1] > spans[:, 0]
+        begins = inside & encoded.with_max_context(window) if encoded.text_format.max_context else inside
+        firsts = _best_tokens(starts, begins, candidates)
+        score, first, last = _best_span(
+            starts, ends, firsts, _best_tokens(ends, inside, candidates), max_answer_tokens
         )
         if score > best[question][0]:
-            best[question] = score, encoded.questions[question].context[span[0] : span[1]]
-    return [text for _, text in best]
+            context = encoded.questions[question].context
+            best[question] = score, context[spans[first, 0] : spans[last, 1]]
+        null[question] = min(null[question], float(starts[0]) + float(ends[0]))
+    threshold = encoded.text_format.null_score_diff_threshold or 0.0
+    return [
+        Answer("" if none - score > threshold else text, text, none - score)
+        for (score, text), none in zip(best, null, strict=True)
+    ]
 
 
 def _best_span(
-    starts: np.ndarray, ends: np.ndarray, spans: np.ndarray, candidates: int, max_tokens: int
-) -> tuple[float, tuple[int, int]]:
-    """Return the best score in a window and the characters of its span; minus infinity without a span."""
-    first = _best_tokens(starts, spans, candidates)
-    last = _best_tokens(ends, spans, candidates)
+    starts: np.ndarray, ends: np.ndarray, first: np.ndarray, last: np.ndarray, max_tokens: int
+) -> tuple[float, int, int]:
+    """Return the best score in a window and its first and last token; minus infinity without a span."""
     length = last[None, :] - first[:, None] + 1
     scores = np.where(
         (length >= 1) & (length <= max_tokens), starts[first][:, None] + ends[last][None, :], -np.inf
     )
     if not scores.size or not np.isfinite(scores).any():
-        return -np.inf, (0, 0)
+        return -np.inf, 0, 0
     row, column = np.unravel_index(int(np.argmax(scores)), scores.shape)
-    return float(scores[row, column]), (int(spans[first[row], 0]), int(spans[last[column], 1]))
+    return float(scores[row, column]), int(first[row]), int(last[column])
 
 
-def _best_tokens(logits: np.ndarray, spans: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the ``count`` best logits, best first, that lie in the context."""
+def _best_tokens(logits: np.ndarray, allowed: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the ``count`` best logits, best first, that are allowed."""
     order = np.argsort(-logits.astype(np.float64), kind="stable")[:count]
-    return order[(spans[order, 1] > spans[order, 0]) & np.isfinite(logits[order])]
+    return order[allowed[order] & np.isfinite(logits[order])]
 
 
 def answer_texts(questions: Sequence[Question]) -> list[list[str]]:
-    """Return the accepted answers of each question, the references of the metric."""
+    """Return the accepted answers of each question, the references of the metric; none for some of squad2."""
     return [[text for text, _ in question.answers] for question in questions]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsebert.tasks.examples import Example, Examples, Question
+from sparsebert.tasks.examples import Example, Examples, Question, Tagged
 from sparsebert.tasks.tables import lines_of, read_columns, read_text, stripped
 
 # Names of the column that holds the texts, where the user names none, best first.
@@ -80,6 +80,8 @@ def texts_of(examples: Examples) -> list[str | tuple[str, str]]:
         elif isinstance(example, Example):
             first, *others = example.texts
             texts.append((first, others[0]) if others else first)
+        elif isinstance(example, Tagged):
+            texts.append(" ".join(example.words))
         else:
             texts.append(example)
     return texts

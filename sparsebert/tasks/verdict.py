@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparsebert.tasks.examples import Example, Examples
+from sparsebert.tasks.examples import Examples, Question, label_counts
 from sparsebert.tasks.registry import TASKS, Task, find_task, split_suffix
 
 # Metrics are shares of at most a few million examples: smaller differences are rounding errors.
@@ -111,7 +110,7 @@ def undecided_reason(
 def chance_metrics(task: str | Task, validation: Mapping[str, Examples]) -> dict[str, float]:
     """Return the metrics of all splits without any learning: the best of a constant answer, 0 for the rest.
 
-    Perplexity, which has no such value, is left out.
+    Perplexities and thresholds, which have no such value, are left out.
 
     Args:
         task: The task, or its name.
@@ -120,20 +119,33 @@ def chance_metrics(task: str | Task, validation: Mapping[str, Examples]) -> dict
     task = find_task(task)
     chances: dict[str, float] = {}
     for split, examples in validation.items():
-        counts = Counter(example.label for example in examples if isinstance(example, Example))
-        shares = [counts[index] / max(1, sum(counts.values())) for index in range(len(task.labels))]
-        largest = max(shares, default=0.0)
-        constant = {
-            "accuracy": largest,
-            "f1": 2 * shares[1] / (1 + shares[1]) if len(shares) > 1 else 0.0,
-            "macro_f1": 2 * largest / (1 + largest) / max(1, len(shares)),
-        }
+        constant = _constant_answer(task, examples)
         chances |= {
             name + split_suffix(split): constant.get(name, 0.0)
             for name in task.metrics
-            if name != "perplexity"
+            if name != "perplexity" and not name.endswith("_thresh")
         }
     return chances
+
+
+def _constant_answer(task: Task, examples: Examples) -> dict[str, float]:
+    """Return the metrics of the best constant answer that are not 0."""
+    unanswerable = [not example.answers for example in examples if isinstance(example, Question)]
+    if any(unanswerable):
+        # No answer to any question; the share of those that have none.
+        silent = statistics.fmean(unanswerable)
+        names = ("f1", "exact", "best_f1", "best_exact")
+        return dict.fromkeys(names, silent) | {"NoAns_f1": 1.0, "NoAns_exact": 1.0}
+    counts = label_counts(examples)
+    shares = [counts[index] / max(1, sum(counts.values())) for index in range(len(task.labels))]
+    largest = max(shares, default=0.0)
+    if task.kind == "tokens":
+        return {"accuracy": largest}
+    return {
+        "accuracy": largest,
+        "f1": 2 * shares[1] / (1 + shares[1]) if len(shares) > 1 else 0.0,
+        "macro_f1": 2 * largest / (1 + largest) / max(1, len(shares)),
+    }
 
 
 def chance_of(row: Mapping[str, Any], metric: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,11 @@ class CheckpointCallback(TrainerCallback):
 
     Args:
         seconds: Training time of the round in earlier sessions.
+        on_checkpoint: Called on rank 0 before each checkpoint is complete.
     """
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._before = seconds
+    def __init__(self, seconds: float = 0.0, on_checkpoint: Callable[[], object] = lambda: None) -> None:
+        self._before, self._on_checkpoint = seconds, on_checkpoint
         self._start = time.perf_counter()
         self._requested: set[int] = set()
         self._kept: dict[int, Path] = {}
@@ -105,6 +107,7 @@ class CheckpointCallback(TrainerCallback):
             if step in self._kept:
                 # The copy precedes the mark: a run that resumes from the checkpoint relies on it.
                 saved.copy_to(self._kept[step] / saved.path.name, seconds=0.0)
+            self._on_checkpoint()
             saved.mark()
         distributed.wait()
 

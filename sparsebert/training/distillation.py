@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsebert.tasks.evaluator import TARGETS
+from sparsebert.tasks.metrics import IGNORED
 
 # Maps a batch (the model's keyword arguments) to a teacher's output, or to None if no teacher covers it.
 Answers = Callable[..., Any]
@@ -21,8 +22,8 @@ Answers = Callable[..., Any]
 class Distillation:
     """Settings of distillation: the loss of a batch is (1 - weight) * L_labels + weight * L_teacher.
 
-    The defaults come from Sanh et al. 2020 and Jiang et al. 2023; nn_pruning and CAP (Xu et al. 2022) use a
-    weight of 0.9.
+    The defaults come from Sanh et al. 2020 and Jiang et al. 2023; nn_pruning uses a weight of 0.9. Methods
+    may have other defaults (:attr:`sparsebert.lottery.method.LotteryMethod.distillation`).
 
     Attributes:
         weight: Weight of the teacher's loss, in (0, 1].
@@ -97,27 +98,32 @@ class Distiller:
         if answer is None:
             return loss
         weight = self.settings.weight
-        return (1 - weight) * loss + weight * teacher_loss(output, answer, self.settings.temperature)
+        taught = teacher_loss(output, answer, self.settings.temperature, batch.get("labels"))
+        return (1 - weight) * loss + weight * taught
 
 
-def teacher_loss(output: Any, answer: Any, temperature: float) -> Tensor:
+def teacher_loss(output: Any, answer: Any, temperature: float, labels: Tensor | None = None) -> Tensor:
     """Return the distance between a model's output and its teacher's, a scalar of float32 or float64.
 
     For classes, the distance is T^2 * KL(p_teacher || p_model) with p = softmax(logits / T), summed over
     classes and averaged over examples (Hinton et al. 2015, section 2). For spans, it is the mean of the same
-    distances for start and end, over all tokens of the window. For scores (one logit), it is the mean squared
-    difference.
+    distances for start and end, over all tokens of the window. For tags, it is that of classes, averaged over
+    the tokens that have a label. For scores (one logit), it is the mean squared difference.
 
     Args:
         output: Output of the model.
         answer: Output of the teacher for the same batch.
         temperature: Temperature T.
+        labels: Labels of the batch; required for tags, int64 [examples, tokens].
     """
     if "start_logits" in output:
         names = ("start_logits", "end_logits")
         first, last = (_divergence(output[name], answer[name], temperature) for name in names)
         return (first + last) / 2
     logits, teacher_logits = output["logits"], answer["logits"]
+    if logits.dim() == 3 and labels is not None:
+        scored = labels != IGNORED
+        logits, teacher_logits = logits[scored], teacher_logits[scored]
     if logits.shape[-1] == 1:
         # A softmax over one logit is always 1.
         return F.mse_loss(_wide(logits), _wide(teacher_logits))

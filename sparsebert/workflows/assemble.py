@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsebert.accounting.fingerprints import digest_of_model, digest_of_tokenizer
 from sparsebert.bert import resolve
 from sparsebert.linear_layers import Filter, prunable
 from sparsebert.lottery.experiment import Experiment
@@ -19,7 +20,9 @@ from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.pruning.pruning_units import PruningUnits
 from sparsebert.tasks import Data, Encoded, Task, TaskData, TextFormat, collate, encode, find_task, load
 from sparsebert.tasks.evaluator import evaluator
+from sparsebert.tasks.load_checked import fresh_tensors
 from sparsebert.tasks.models import fit_positions, load_model
+from sparsebert.tasks.text_format import keep_format_
 from sparsebert.tasks.verdict import chance_metrics
 from sparsebert.training.teachers import load_teacher
 
@@ -53,6 +56,7 @@ def assemble(
     """
     loaded, tokenizer = load_model(model, task, seed, label_words=label_words, template=text_format.template)
     text_format = fit_positions(loaded, model, task, text_format)
+    keep_format_(loaded, task, text_format)
     loaded_teacher = None if teacher is None else load_teacher(teacher, task, tokenizer, text_format)
 
     def judge(model: nn.Module, examples: int | None, seed: int) -> float:
@@ -73,6 +77,11 @@ def assemble(
         judge,
         loaded_teacher,
         chance_metrics(task, data.validation),
+        {
+            **data.fingerprints,
+            "model": digest_of_model(loaded, without=fresh_tensors(loaded)),
+            "tokenizer": digest_of_tokenizer(tokenizer),
+        },
     )
 
 

@@ -14,6 +14,7 @@ from sparsebert.tasks.example_batches import example_batches
 from sparsebert.tasks.label_order import label_positions
 from sparsebert.tasks.load_tokenizer import load_tokenizer
 from sparsebert.tasks.models import fit_positions, has_head
+from sparsebert.tasks.text_format import trained_format
 from sparsebert.tasks.texts import text_batches
 from sparsebert.workflows.speed_target import SpeedGoal
 
@@ -51,9 +52,10 @@ class CalibrationData:
         self.tokenizer = load_tokenizer(self.name)
         if isinstance(self.rows, LabelledRows):
             rows = self.rows
-            text_format = fit_positions(self.model, self.name, rows.task, rows.text_format)
+            text_format = rows.text_format.over(trained_format(self.model, rows.task))
+            text_format = fit_positions(self.model, self.name, rows.task, text_format)
             self.rows = LabelledRows(rows.task, rows.rows, text_format)
-            self.max_length = text_format.max_length or rows.task.max_length
+            self.max_length = text_format.length(rows.task)
             return
         limit = min(LONGEST_TEXT, position_limit(self.model) or LONGEST_TEXT)
         if self.max_length is not None and self.max_length > limit:

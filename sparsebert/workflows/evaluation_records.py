@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsebert.lottery.find_runs import load_ticket
 from sparsebert.results import Record
-from sparsebert.tasks import Examples, TaskData
+from sparsebert.tasks import Examples, TaskData, TextFormat
 from sparsebert.tasks.models import short_name, skeleton
 from sparsebert.tasks.perturbations import perturbed, share_changed
 from sparsebert.tasks.verdict import chance_metrics
@@ -64,7 +64,7 @@ class EvaluationRecords:
         model: Hub id or folder of the pruned models, whose short name stands in the records.
         dense: Hub id or folder of the dense models, whose short name stands in their predictions.
         ticket: Ticket file or folder of a run, to prune the models with; None for models as they are.
-        max_length: Tokens per example; the task's default if None.
+        text_format: As for :func:`sparsebert.workflows.evaluate.evaluate`.
         sparse: Options of :func:`sparsebert.sparsify_` for the pruned models; None for models as they are.
         min_row_weights: That of :func:`sparsebert.compact_` with the ticket; None compacts no model.
         label_map: Label -> output of the model, for the records.
@@ -82,7 +82,7 @@ class EvaluationRecords:
     model: str
     dense: str | None = None
     ticket: Path | None = None
-    max_length: int | None = None
+    text_format: TextFormat = TextFormat()
     sparse: Mapping[str, Any] | None = None
     min_row_weights: int | None = None
     label_map: Mapping[str, str] = field(default_factory=dict)
@@ -131,24 +131,27 @@ class EvaluationRecords:
                 ticket,
                 min_row_weights=self.min_row_weights,
                 data=self.data,
-                max_length=self.max_length,
+                text_format=self.text_format,
             )
+            scores["fingerprints"] = {**self.data.fingerprints, **scores["fingerprints"]}
             return {**fields, **scores, "chance": self._chance}
         evaluations = evaluate_each(
             self.data.task,
             path,
             self._variants,
             ticket=ticket,
-            max_length=self.max_length,
+            text_format=self.text_format,
             sparse=None if dense else self.sparse,
         )
+        fields["fingerprints"] = {**self.data.fingerprints, **evaluations[_CLEAN].fingerprints}
         for variant, evaluation in evaluations.items():
             if self.keep_predictions:
                 self._collect_predictions(variant, evaluation, seed, dense)
             if variant != _CLEAN:
                 compared = self._compared(variant, evaluations[_CLEAN], evaluation)
                 self.robustness.append({**fields, "dense": dense, **compared})
-        return {**fields, "metrics": evaluations[_CLEAN].metrics, "chance": self._chance}
+        clean = evaluations[_CLEAN]
+        return {**fields, **clean.formats, "metrics": clean.metrics, "chance": self._chance}
 
     def _fields(self, seed: int | None, ticket: Ticket | None, dense: bool) -> Record:
         """Return the fields that say which model was evaluated, and how."""

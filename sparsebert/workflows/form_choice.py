@@ -11,6 +11,7 @@ from sparsebert.bench.environment import Environment
 from sparsebert.bench.runner import time_backends
 from sparsebert.quality.held_out import encoder_of
 from sparsebert.quality.measures import Quality
+from sparsebert.report.optimize_tables import optimize_tables
 from sparsebert.results import Record
 from sparsebert.tasks.models import load_as_saved, short_name
 from sparsebert.tickets.ticket import Ticket
@@ -38,6 +39,10 @@ class Optimized:
     records: list[Record]
     chosen: str
     note: str
+
+    def _repr_html_(self) -> str:
+        tables = optimize_tables(self.records)
+        return "".join(replace(each, notes=(self.note, *each.notes))._repr_html_() for each in tables)
 
 
 def search_and_choose(

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sparsebert.accounting.run_account import RunAccount
 from sparsebert.compact import expand_
 from sparsebert.healing.heal import Healing, heal_, require_encoder, zeros_of
 from sparsebert.healing.settings import MAX_LENGTH, HealingSettings
@@ -38,6 +39,7 @@ def heal(
     ticket: Ticket | None = None,
     settings: HealingSettings,
     progress: Callable[[str], object] = lambda text: None,
+    account: RunAccount | None = None,
 ) -> Healing:
     """Heal a model and write it to a folder, in the form that it had: dense, sparse, sentence-transformers.
 
@@ -52,6 +54,7 @@ def heal(
         ticket: The ticket; None for the one in the model's folder, or for the model's zeros.
         settings: Budget and details; pooling and maximum length follow the files of sentence-transformers.
         progress: Called with a line about the current step.
+        account: Gets the fingerprints of model, teacher, tokenizer and texts.
 
     Raises:
         ValueError: No teacher is known, or as :func:`sparsebert.healing.heal.heal_`.
@@ -67,11 +70,14 @@ def heal(
     masks = ticket if ticket is not None else _ticket_in(Path(name), model, origin)
     dense = _teacher(model, name, teacher, ticket, masks.metadata)
     masks.apply_(model)
+    tokenizer = load_tokenizer(name, model.config.vocab_size)
+    if account is not None:
+        account.identify(model=model, teacher=dense, tokenizer=tokenizer, texts=texts)
     healing = heal_(
         model,
         texts,
         teacher=dense,
-        tokenizer=load_tokenizer(name, model.config.vocab_size),
+        tokenizer=tokenizer,
         ticket=masks,
         checkpoint=checkpoint_of(folder),
         progress=progress,

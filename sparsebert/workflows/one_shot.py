@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsebert.accounting.run_account import RunAccount
 from sparsebert.atomic import write_text
 from sparsebert.bench.judged_texts import LabelledRows
 from sparsebert.hf.model_card import extend_card_of_dense
@@ -100,6 +101,7 @@ def prune_folder(
     seed: int = 0,
     progress: Callable[[Report], None] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
+    account: RunAccount | None = None,
     **options: Any,
 ) -> tuple[Ticket, SpeedReached | None]:
     """Prune a model once on texts or examples of a task, and write it with its ticket to a folder.
@@ -122,6 +124,7 @@ def prune_folder(
         seed: Seed of the draw.
         progress: As for :func:`sparsebert.prune_`.
         on_step: Called with a description of each timing.
+        account: Gets the fingerprints of model, tokenizer and texts.
         options: More arguments of :func:`sparsebert.prune_`.
 
     Returns:
@@ -131,12 +134,13 @@ def prune_folder(
         ValueError, OSError: As for ``prune_``, ``target_for`` and loading a model. Nothing is written.
     """
     # A second timing would find a slightly different sparsity, and the finished layers would not fit it.
-    speed_file = folder.with_name(f"{folder.name}.speed.json")
-    checkpoint = folder.with_name(f"{folder.name}.unfinished")
-    measured = folder.with_name(f"{folder.name}.measured.unfinished")
+    speed_file, checkpoint, measured = unfinished_files(folder)
     model = load_whole(name)
     pruning_method = find_one_shot(method)
     data = CalibrationData(model, name, texts, max_length, seed)
+    if account is not None:
+        rows: Any = texts.rows if isinstance(texts, LabelledRows) else texts
+        account.identify(model=model, tokenizer=data.tokenizer, texts=rows)
     batches = data.batches(pruning_method, count, batch_size)
     timed: list[dict[str, Any]] = []
     target = None
@@ -201,6 +205,16 @@ def prune_folder(
     for file in (checkpoint, measured, speed_file):
         file.unlink(missing_ok=True)
     return ticket, reached
+
+
+def unfinished_files(folder: Path) -> tuple[Path, Path, Path]:
+    """Return the files from which a pruning to ``folder`` goes on after a kill.
+
+    They hold what is kept for a speed, the finished layers, and what was measured for a speed.
+    """
+    names = ("speed.json", "unfinished", "measured.unfinished")
+    speed_file, checkpoint, measured = (folder.with_name(f"{folder.name}.{name}") for name in names)
+    return speed_file, checkpoint, measured
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsebert.accounting.run_account import RunAccount
 from sparsebert.cost.precision import PRECISIONS, require_tolerance
 from sparsebert_kernels.errors import unknown
 
@@ -39,6 +40,7 @@ def optimize(
     budget: float = 3.0,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda step: None,
+    account: RunAccount | None = None,
 ) -> Optimized:
     """Search for the fastest form of a model on this machine whose quality stays above a bound.
 
@@ -70,6 +72,7 @@ def optimize(
         budget: Seconds of each timing.
         seed: Seed of the division of the texts.
         on_step: Called with a description of each step.
+        account: Measures the search; None for one of its own.
 
     Returns:
         The chosen form, and a record of each form that was tried.
@@ -92,35 +95,49 @@ def optimize(
     folder = None if out is None else Path(out)
     _check(keep, folder, precisions, granularities, method, heal_minutes)
     lines = read_texts(texts) if isinstance(texts, str | Path) else list(texts)
-    on_step(f"loading {model}")
-    judged = prepare_judged_texts(str(model), lines, labels=labels, batch=batch, threads=threads, seed=seed)
-    if heal_minutes and len(judged.training) < MIN_TEXTS:
-        raise ValueError(
-            f"healing needs {MIN_TEXTS} texts beside those that judge, got {len(judged.training)}: pass more "
-            "texts, or no minutes to heal"
+    account = account or RunAccount()
+    store = None if folder is None else folder.with_name(f"{folder.name}.search")
+    with (
+        account.metered(folder, unfinished=[] if store is None else [store]),
+        tempfile.TemporaryDirectory() as temporary,
+    ):
+        on_step(f"loading {model}")
+        judged = prepare_judged_texts(
+            str(model), lines, labels=labels, batch=batch, threads=threads, seed=seed
         )
-    environment = detect()
-    identity = {
-        "weights": weight_hash(judged.model),
-        "calibration": _digest(judged.calibration),
-        "judged": _digest(judged.search.batches),
-        "measure": judged.search.measure.name,
-        "machine": environment.machine,
-        "options": {
-            "keep": keep,
-            "method": method,
-            "heal_minutes": heal_minutes,
-            "batch": batch,
-            "threads": threads,
-            "seed": seed,
-        },
-    }
-    with tempfile.TemporaryDirectory() as temporary:
-        store = Path(temporary) / "search" if folder is None else folder.with_name(f"{folder.name}.search")
+        if heal_minutes and len(judged.training) < MIN_TEXTS:
+            raise ValueError(
+                f"healing needs {MIN_TEXTS} texts beside those that judge, got {len(judged.training)}: pass "
+                "more texts, or no minutes to heal"
+            )
+        account.identify(
+            model=judged.model,
+            tokenizer=judged.tokenizer,
+            texts=lines,
+            labels=None if labels is None else labels.rows,
+        )
+        environment = detect()
+        identity = {
+            "weights": weight_hash(judged.model),
+            "calibration": _digest(judged.calibration),
+            "judged": _digest(judged.search.batches),
+            "measure": judged.search.measure.name,
+            "machine": environment.machine,
+            "options": {
+                "keep": keep,
+                "method": method,
+                "heal_minutes": heal_minutes,
+                "batch": batch,
+                "threads": threads,
+                "seed": seed,
+            },
+        }
+        store = store or Path(temporary) / "search"
         journal = Journal(store, identity)
         forms = PrunedForms(judged, method, heal_minutes, store, on_step)
         search = FormSearch(judged, forms, keep, journal, Settings(budget=budget, retries=1), on_step)
         result = search_and_choose(search, environment, precisions, granularities)
+        _add_account(result, account)
         if folder is not None:
             on_step(f"writing {folder}")
             _write(result, str(model), folder)
@@ -156,6 +173,14 @@ def _check(
             parse_granularity(*spelled_out(granularity, None), None)
     if method not in LAYER_METHODS:
         raise unknown("one-shot method", method, LAYER_METHODS)
+
+
+def _add_account(result: Optimized, account: RunAccount) -> None:
+    """Add the fingerprints to all records, and the resources of the search to that of the chosen form."""
+    accounted = account.record()
+    for row in result.records:
+        row["fingerprints"] = accounted["fingerprints"]
+        row["resources"] = accounted["resources"] if row["chosen"] else None
 
 
 def _write(result: Optimized, name: str, folder: Path) -> None:

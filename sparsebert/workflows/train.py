@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sparsebert.lottery.methods  # noqa: F401  (registers them)
+from sparsebert.accounting.fingerprints import combined
+from sparsebert.accounting.usage import total
 from sparsebert.bench.environment import detect
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import lottery_method
+from sparsebert.lottery.method_defaults import as_begun, with_defaults_of_method
 from sparsebert.lottery.multi_task import multi_task_experiment
 from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record, RunFolder
@@ -21,7 +24,6 @@ from sparsebert.tasks.models import short_name
 from sparsebert.tasks.verdict import summarise
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training import distributed
-from sparsebert.training.distillation import Distillation
 from sparsebert.training.heartbeat import heartbeat
 from sparsebert.training.teachers import teacher_id
 from sparsebert.workflows.assemble import (
@@ -45,14 +47,14 @@ def train(
     data: Data = None,
     also: Mapping[str, Data] | None = None,
     teacher: str | Mapping[str, str] | None = None,
-    max_length: int | None = None,
+    text_format: TextFormat = TextFormat(),
     context: RunContext = RunContext(),
     encode: Callable[..., Encoded] = encode,
 ) -> list[Record]:
     """Find a ticket for a task, or train the user's ticket, and return the records of the rounds.
 
     A ticket's mask of the pooler is dropped for tasks whose models have no pooler (SQuAD, masked language
-    modelling), as in Chen et al. 2020.
+    modelling), as in Chen et al. 2020. A configuration without a warm-up takes the method's, if it has one.
 
     Args:
         task: A task, or a name of ``sparsebert.tasks.TASKS``; ignored if ``data`` holds the examples of a
@@ -64,8 +66,8 @@ def train(
         data: A folder with the task's files, the examples of a task, or None for the hub.
         also: The other tasks of a method that works on several tasks, and their data.
         teacher: Hub id or folder of a model trained on the task, to distil from with the settings in
-            ``config.distillation`` (None for their defaults); with several tasks, teachers by task.
-        max_length: Tokens per example; the task's default if None.
+            ``config.distillation`` (None for the method's); with several tasks, teachers by task.
+        text_format: Format in which the model reads examples; the method has its own template.
         context: Callbacks for progress, and for the time before the work starts.
         encode: :func:`sparsebert.tasks.encode`, or a version of it with a cache that several runs share.
 
@@ -80,18 +82,21 @@ def train(
     main_task = task_of(task, data)
     others = _other_tasks(config, main_task, also or {})
     teachers = {main_task.name: teacher} if isinstance(teacher, str) else dict(teacher or {})
-    names = _names(main_task, [each for each, _ in others], model, data, max_length)
+    names = _names(main_task, [each for each, _ in others], model, data, text_format)
     config = _with_teachers(config, teachers, [main_task.name, *(each.name for each, _ in others)])
     config = _without_absent_pooler(replace(config, names=names), main_task)
+    config = with_defaults_of_method(config)
     folder = RunFolder(out)
+    if folder.run_json.exists():
+        config = as_begun(config, folder, context.say)
     if folder.run_json.exists() and folder.finished():
-        folder.require(config.describe())
+        folder.require(config.describe(), config.defaults())
         if distributed.is_main():
             folder.sweep()
             context.say(f"{folder.path} is finished: nothing to do")
         return folder.rounds_done()
     with heartbeat(context.say, lambda: f"preparing {main_task.name}: loading and encoding examples"):
-        experiment = _assemble(main_task, others, model, config, data, teachers, max_length, encode)
+        experiment = _assemble(main_task, others, model, config, data, teachers, text_format, encode)
     require_whole_blocks(experiment.model, config.units)
     if context.environment is None:
         context = replace(context, environment=detect().record())
@@ -105,7 +110,7 @@ def _assemble(
     config: RunConfig,
     data: Data,
     teachers: Mapping[str, str],
-    max_length: int | None,
+    text_format: TextFormat,
     encode: Callable[..., Encoded],
 ) -> Experiment:
     """Return the experiment of a task, or of several tasks."""
@@ -115,7 +120,7 @@ def _assemble(
         model,
         examples_of(task, data),
         seed,
-        TextFormat(max_length, getattr(config.method, "template", None)),
+        replace(text_format, template=getattr(config.method, "template", None)),
         label_words=label_words_of(config.method, task),
         teacher=teachers.get(task.name),
         encode=encode,
@@ -128,7 +133,7 @@ def _assemble(
             model,
             examples_of(each, source),
             seed,
-            TextFormat(max_length),
+            text_format.for_task(each),
             teacher=teachers.get(each.name),
             encode=encode,
         )
@@ -162,7 +167,8 @@ def over_seeds(
     """Summarise runs that differ only in their seeds, round by round.
 
     Sparsity and density are means, because some methods find a different sparsity for each seed.
-    :func:`sparsebert.tasks.verdict.summarise` computes the other fields. A dense round gets no verdict.
+    Resources are sums; the fingerprints of runs that differ are combined. The other fields are those of
+    :func:`sparsebert.tasks.verdict.summarise`. A dense round gets no verdict.
 
     Args:
         task: The task.
@@ -182,17 +188,27 @@ def over_seeds(
         if first.get("start_ticket"):
             row["start_ticket"] = first["start_ticket"]
         row |= {share: statistics.mean(each[share] for each in of_round) for share in ("sparsity", "density")}
+        row["resources"] = total(each.get("resources") for each in of_round)
+        row["fingerprints"] = _common_fingerprints(of_round)
         rows.append(row | summarise(primary(task), of_round, () if first["source"] == "all" else references))
     return rows
 
 
-def _names(task: Task, others: Sequence[Task], model: str, data: Data, max_length: int | None) -> Record:
-    """Return the task, model and data for the description of a run."""
-    names: Record = {
-        "task": task.name,
-        "model": short_name(model),
-        "max_length": max_length or task.max_length,
+def _common_fingerprints(rounds: Sequence[Record]) -> Record:
+    """Return the fingerprints of rounds by name; different ones are combined."""
+    names = dict.fromkeys(name for row in rounds for name in row.get("fingerprints") or {})
+    digests = {
+        name: sorted({str((row.get("fingerprints") or {}).get(name)) for row in rounds}) for name in names
     }
+    return {
+        name: combined({str(place): digest for place, digest in enumerate(different)})
+        for name, different in digests.items()
+    }
+
+
+def _names(task: Task, others: Sequence[Task], model: str, data: Data, text_format: TextFormat) -> Record:
+    """Return the task, model and data for the description of a run."""
+    names: Record = {"task": task.name, "model": short_name(model), **text_format.record(task)}
     if isinstance(data, TaskData) and not task.hub:
         names["data"] = dict(data.source)
     if others:
@@ -231,7 +247,8 @@ def _with_teachers(config: RunConfig, teachers: Mapping[str, str], tasks: Sequen
     if not teachers:
         return config
     ids = {name: teacher_id(each) for name, each in teachers.items()}
-    return replace(config, distillation=replace(config.distillation or Distillation(), teachers=ids))
+    settings = config.distillation or config.method.distillation
+    return replace(config, distillation=replace(settings, teachers=ids))
 
 
 def _without_absent_pooler(config: RunConfig, task: Task) -> RunConfig:

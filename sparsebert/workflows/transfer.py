@@ -17,7 +17,7 @@ from sparsebert.lottery.method import lottery_method
 from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record
 from sparsebert.pruning.pruning_units import PruningUnits
-from sparsebert.tasks import Data, EncodedOnce
+from sparsebert.tasks import Data, EncodedOnce, TextFormat
 from sparsebert.tickets.ticket import SAME_SPARSITY, Ticket
 from sparsebert.training.settings import TrainingSettings
 from sparsebert.workflows.assemble import has_pooler, load_once, task_of
@@ -63,7 +63,7 @@ def transfer(
     seeds: Sequence[int],
     dense_folder: str | os.PathLike[str] | None = None,
     random: bool = False,
-    max_length: int | None = None,
+    text_format: TextFormat = TextFormat(),
     context: RunContext = RunContext(),
 ) -> list[Record]:
     """Train every ticket on every target, from the pre-trained weights and a fresh head.
@@ -77,7 +77,7 @@ def transfer(
         dense_folder: Folder of the dense runs, with ``TASK/seed-N`` below it; missing runs are trained there.
             None stands for ``out/dense``.
         random: Also train random masks of the tickets' sparsity, granularity and matrices.
-        max_length: Tokens per example; the task's default if None.
+        text_format: Format in which the model reads examples.
         context: As for :func:`sparsebert.workflows.train.train`.
 
     Returns:
@@ -113,7 +113,7 @@ def transfer(
                         config,
                         folder,
                         data=examples,
-                        max_length=max_length,
+                        text_format=text_format.for_task(task_of(target.task, target.data)),
                         context=context.of_run(run),
                         encode=encode,
                     )

@@ -49,7 +49,7 @@ def test_the_options_stand_under_the_headings_of_their_groups(capsys: pytest.Cap
     out = capsys.readouterr().out
     headings = [line for line in out.splitlines() if line and not line.startswith((" ", "Usage"))]
     assert headings == [
-        *("Options:", "Data:", "Pruning units:", "Training:", "Options of methods:", "Teacher:")
+        *("Options:", "Data:", "Pruning units:", "Training:", "Options of methods:", "Teacher:", "Resources:")
     ]
 
 

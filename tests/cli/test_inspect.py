@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -86,9 +88,20 @@ class TestOutput:
             "inspect_overlap",
         ]
         assert app.main(["report", str(records), "--html", str(later)]) == 0
-        pages = [page.read_text().partition("<main>")[2] for page in (now, later)]
+        pages = [page.read_text().partition("<main ")[2] for page in (now, later)]
         assert pages[0] == pages[1]
-        assert pages[0].count("<img ") == 5
+        assert pages[0].count('role="img"') == 5
+
+    def test_a_page_links_to_the_files_beside_it(self, here: Path, tmp_path: Path) -> None:
+        pytest.importorskip("jinja2")
+        pytest.importorskip("matplotlib")
+        page, out = tmp_path / "page.html", tmp_path / "the files"
+        assert app.main(["inspect", ONE, "--show", "heads", "--html", str(page), "--out", str(out)]) == 0
+        linked = {
+            tmp_path / unquote(href) for href in re.findall('href="(the%20files/[^"]+)"', page.read_text())
+        }
+        assert linked == set(out.iterdir())
+        assert {file.suffix for file in linked} == {".png", ".svg", ".csv"}
 
     def test_files(self, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         pytest.importorskip("matplotlib")

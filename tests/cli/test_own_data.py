@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparsebert import results
 from sparsebert.cli import app
-from tests.cli.tiny import QUICK, refused, sentences
+from sparsebert.tickets.ticket import Ticket
+from tests.cli.tiny import QUICK, refused, save, sentences
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -271,6 +273,48 @@ def test_scores_of_pairs_from_json_lines(model: list[str], tmp_path: Path) -> No
     assert app.main(["eval", "--model", str(out), *own[2:], "--json", str(rows_file)]) == 0
     (found,) = results.read(rows_file, "eval")
     assert found["metrics"] == row["metrics"]
+
+
+def pairs_of_scores(folder: Path, top: float = 5.0) -> list[str]:
+    """Pairs like STS-B's, with a made-up score from 0 to ``top``, and the options that name them."""
+    for offset, name in enumerate(("train.csv", "dev.csv")):
+        rows = [
+            f"{text},the film is good,{top * (label + i % 7 / 7) / 2:.3f}"
+            for i, (text, label) in enumerate(sentences(offset))
+        ]
+        (folder / name).write_text("\n".join(["a,b,score", *rows]) + "\n")
+    files = ["--train-file", str(folder / "train.csv"), "--validation-file", str(folder / "dev.csv")]
+    return [*files, "--text-columns", "a,b", "--label-column", "score", "--regression"]
+
+
+def test_static_model_pruning_learns_scores_by_one_label_word(
+    tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Static Model Pruning on STS-B, with made-up scores: a mask alone makes a word's logit the score."""
+    from safetensors.torch import load_file
+
+    language_model, out = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM"), tmp_path / "run"
+    own = pairs_of_scores(tmp_path)
+    asked = ["--model", str(language_model), *QUICK, "--steps", "30", *own]
+    method = ["--method", "smp", "--sparsity", "0.5", "--regularisation", "0"]
+    words = ["--label-words", "good", "--out", str(out)]
+    assert app.main(["train", *asked, *method, *words, "--choose-every", "10"]) == 0
+    (row,) = results.read(out / "log.jsonl", "round")
+    assert (row["sparsity"], set(row["metrics"])) == (0.5, {"pearson", "spearman"})
+    assert row["metrics"]["pearson"] > 0.5
+    ticket = Ticket.load(out / "ticket.safetensors")
+    masks = {f"bert.{key}.weight": mask for key, mask in ticket.masks.items()}
+    start, trained = (load_file(each / "model.safetensors") for each in (language_model, out / "model"))
+    for name, weight in start.items():
+        assert trained[name].equal(weight.masked_fill(~masks[name], 0) if name in masks else weight)
+    rows_file = tmp_path / "eval.jsonl"
+    assert app.main(["eval", "--model", str(out), *own[2:], "--json", str(rows_file)]) == 0
+    (found,) = results.read(rows_file, "eval")
+    assert found["metrics"] == row["metrics"]
+    taught = [*method, "--label-words", "good", "--teacher", str(out), "--out", str(tmp_path / "taught")]
+    assert app.main(["train", *asked, *taught]) == 0
+    bad = ["train", *asked, *method, "--label-words", "good,bad"]
+    assert "own needs 1 label word, got 2: good,bad" in refused(capsys, *bad)
 
 
 class TestRefusals:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -142,6 +145,34 @@ class TestFiles:
         assert markdown.read_text().startswith("# Results: results.jsonl, runs\n")
         assert sorted(file.name for file in tmp_path.iterdir()) == ["page.html", "page.md"]
 
+    def test_pictures_and_tables_stand_beside_the_page_that_links_to_them(
+        self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        pytest.importorskip("jinja2")
+        pytest.importorskip("matplotlib")
+        html, figures, tables = (tmp_path / name for name in ("pages/page.html", "figures", "pages/csv"))
+        html.parent.mkdir()
+        folders = ["--figures", str(figures), "--csv", str(tables)]
+        assert app.main(["report", "results.jsonl", "runs", "--html", str(html), *folders]) == 0
+        files = {*figures.iterdir(), *tables.iterdir()}
+        assert {file.suffix for file in files} == {".png", ".svg", ".csv"}
+        linked = {
+            (html.parent / unquote(href)).resolve()
+            for href in re.findall(r'<a href="([^"#]+)"', html.read_text())
+        }
+        assert linked == {file.resolve() for file in files}
+        pictures, numbers, page = capsys.readouterr().out.splitlines()
+        assert pictures == f"wrote {len(list(figures.iterdir()))} files to {figures}"
+        assert numbers == f"wrote {len(list(tables.iterdir()))} files to {tables}"
+        assert page.startswith(f"wrote {html}: ")
+
+    def test_a_table_as_csv_has_a_line_for_each_row(self, here: Path, tmp_path: Path) -> None:
+        assert app.main(["report", "results.jsonl", "--csv", str(tmp_path / "new" / "folder")]) == 0
+        for file in (tmp_path / "new" / "folder").iterdir():
+            rows = list(csv.reader(file.open(encoding="utf-8")))
+            assert len(rows) > 1
+            assert len({len(row) for row in rows}) == 1
+
     def test_an_error_leaves_the_earlier_page(
         self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -149,7 +180,7 @@ class TestFiles:
 
         html = tmp_path / "page.html"
         html.write_text("an earlier one")
-        monkeypatch.setattr(Report, "html", lambda self: "\ud800")  # no text in UTF-8
+        monkeypatch.setattr(Report, "html", lambda self, *_: "\ud800")  # no text in UTF-8
         refused(capsys, "report", "results.jsonl", "--html", str(html))
         assert html.read_text() == "an earlier one"
         assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
@@ -162,6 +193,11 @@ class TestRefusals:
             ([], "Missing argument"),
             (["nowhere.jsonl"], "nowhere.jsonl does not exist"),
             (["results.jsonl", "--html", "no/page.html"], "--html: cannot write no/page.html: the folder no"),
+            (["results.jsonl", "--csv", "results.jsonl"], "results.jsonl is a file; expected a folder"),
+            (
+                ["results.jsonl", "--figures", "results.jsonl/x"],
+                "results.jsonl is a file; expected a folder",
+            ),
             (["results.jsonl", "--markdown", "runs"], "--markdown: cannot write runs: it is a folder"),
             (["results.jsonl", "--json", "no/t.jsonl"], "--json: cannot write no/t.jsonl"),
             (["results.jsonl", "--markdown", "results.jsonl"], "would overwrite the input results.jsonl"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,20 @@ def test_super_tickets(asked: list[str], tmp_path: Path) -> None:
     rows = results.read(tmp_path / "run" / "log.jsonl", "round")
     assert len(rows) == 3
     assert whole["metrics"]["accuracy"] == max(row["metrics"]["accuracy"] for row in rows[1:])
+
+
+def test_super_tickets_of_the_released_grid(
+    capsys: pytest.CaptureFixture[str], asked: list[str], tmp_path: Path
+) -> None:
+    grid = ["--grid", "released", "--step", "0.25", "--sparsity", "0.75", "--batches", "100"]
+    published = ["--accumulate", "--equal-batches"]
+    assert app.main(["train", "--method", "super-tickets", *grid, *published, *asked]) == 0
+    out, err = capsys.readouterr()
+    assert "round 2 of 4, without 25.0% of the heads" in err
+    assert "seed 0, round 3: without 2 of 4 heads and 1 of 2 MLPs" in out
+    sparsity = results.read(tmp_path / "run" / "log.jsonl", "round")[-1]["sparsity"]
+    assert f"{sparsity:.0%} pruned, granularity 'head+mlp': estimated gain" in out
+    options = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
+    assert (options["grid"], options["equal_batches"]) == ("released", True)
+    scope = ["train", "--method", "super-tickets", *grid, "--scope", "global", *asked]
+    assert "scope must be type, got 'global'" in refused(capsys, *scope)

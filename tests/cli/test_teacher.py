@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,37 @@ class TestOneTask:
         cap = ["train", *asked, *HALF, "--method", "cap", "--negatives", "20", "--label-weight", "3"]
         assert "method cap contrasts with a fine-tuned model too" in refused(capsys, *cap)
         assert not (tmp_path / "run").exists()
-        assert app.main([*cap, "--teacher", teacher, "--distill-weight", "0.9"]) == 0
-        assert only_round(tmp_path / "run")["sparsity"] == pytest.approx(0.5)
+        assert app.main([*cap, "--teacher", teacher]) == 0
+        row = only_round(tmp_path / "run")
+        assert row["sparsity"] == pytest.approx(0.5)
+        assert (row["distillation"]["weight"], row["distillation"]["temperature"]) == (0.9, 2.0)
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ([], (0.9, 1.0, 0.1, 0)),
+            (["--distill-weight", "0.5", "--warmup-steps", "2"], (0.5, 1.0, None, 2)),
+            (["--distill-temperature", "2", "--warmup-ratio", "0"], (0.9, 2.0, 0.0, 0)),
+        ],
+    )
+    def test_structured_contrastive_pruning_has_the_settings_of_its_script(
+        self,
+        asked: list[str],
+        teacher: str,
+        tmp_path: Path,
+        options: list[str],
+        expected: tuple[float | None, ...],
+    ) -> None:
+        method = ["--method", "cap-structured", "--step", "0.5", "--negatives", "20", "--batches", "2"]
+        assert app.main(["train", *asked, *HALF, *method, "--teacher", teacher, *options]) == 0
+        run = json.loads((tmp_path / "run" / "run.json").read_text())
+        taught, training = run["distillation"], run["training"]
+        assert expected == (
+            taught["weight"],
+            taught["temperature"],
+            training["warmup_ratio"],
+            training["warmup_steps"],
+        )
 
     def test_a_run_is_a_teacher_and_one_by_seeds_has_one_for_each(
         self, capsys: pytest.CaptureFixture[str], there: list[str], tmp_path: Path

@@ -40,6 +40,7 @@ def test_it_draws_when_the_mask_has_settled(tmp_path: Path) -> None:
     assert found["saved"] == 1 - found["drawn_at"] / 12
     assert [row["steps"] for row in rows] == [found["drawn_at"], 12]
     assert rows[1]["search"] == found
+    assert (found["epsilon"], found["window"], found["steps_per_epoch"]) == (0.5, 3, 5)
     assert [row["sparsity"] for row in rows] == [0, 0.5]
     files = sorted((tmp_path / "round-00" / "coefficients").glob("*.npy"))
     assert len(files) == found["drawn_at"]
@@ -108,7 +109,10 @@ def test_by_default_it_draws_as_published() -> None:
 def test_a_fixed_draw_is_a_share_of_the_first_epoch(tmp_path: Path) -> None:
     rows = run(experiment(), request("early-bird", 0.5, **UNITS, draw="fixed", draw_at=0.6), tmp_path)
     assert [row["steps"] for row in rows] == [3, 7]  # 40 examples are 5 batches
-    assert search(tmp_path)["drawn_at"] == 3
+    found = search(tmp_path)
+    assert found["drawn_at"] == 3
+    assert "epsilon" not in found
+    assert found["distances"] == []
 
 
 def test_what_never_settles_is_drawn_at_the_end(tmp_path: Path) -> None:

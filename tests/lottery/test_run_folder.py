@@ -31,6 +31,21 @@ def tickets(out: Path) -> list[Ticket]:
     return [Ticket.load(path) for path in sorted(out.glob("round-*/ticket.safetensors"))]
 
 
+def test_a_run_of_an_earlier_version_lacks_options_and_goes_on_with_their_defaults(tmp_path: Path) -> None:
+    run(experiment(), request(sparsity=0.2), tmp_path)
+    path = tmp_path / "run.json"
+    config = json.loads(path.read_text())
+    del config["options"]["step"], config["training"]["weight_decay"]
+    path.write_text(json.dumps(config))
+    assert len(run(experiment(), request(sparsity=0.2), tmp_path)) == 3
+    for changes, message in (
+        ({"step": 0.05}, "options.step 0.1, not 0.05"),
+        ({"weight_decay": 0.5}, "training.weight_decay 0.0, not 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(experiment(), request(sparsity=0.2, **changes), tmp_path)
+
+
 class TestRecords:
     def test_each_round_says_what_it_was(self, tmp_path: Path) -> None:
         rows = run(experiment(), request(sparsity=0.2), tmp_path)

@@ -511,13 +511,45 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "skipped check: the dtype of a stored tensor",
         ),
     ),
-    "sparsebert/tasks/encoding.py": (
+    "sparsebert/tasks/question_windows.py": (
         (
             "encoding-answer-start",
-            "covered[:, 1] > start",
-            "covered[:, 1] >= start",
+            "spans[:, 1] > start",
+            "spans[:, 1] >= start",
             "off by one: the token before an answer belongs to it",
         ),
+        (
+            "windows-right-context",
+            "starts + counts - 1 - positions",
+            "starts + counts - positions",
+            "off by one: a token has a token more context to its right",
+        ),
+    ),
+    "sparsebert/tasks/tagged_words.py": (
+        (
+            "words-first-piece",
+            "word if word > last else None",
+            "word if word >= last else None",
+            "every piece of a word carries its tag",
+        ),
+    ),
+    "sparsebert/tasks/entity_scores.py": (
+        (
+            "entities-begin",
+            'place in ("B", "S")',
+            'place in ("S",)',
+            "B goes on with the entity before it",
+        ),
+    ),
+    "sparsebert/tasks/answer_scores.py": (
+        (
+            "answers-best-threshold",
+            "differences[order[at - 1]]",
+            "differences[order[at - 2]]",
+            "off by one: the threshold of the question before",
+        ),
+    ),
+    "sparsebert/tasks/text_blocks.py": (
         (
             "encoding-block-room",
             "else (max_length - 2, 1)",
@@ -542,6 +574,12 @@ _FAULTS: dict[str, tuple[_Fault, ...]] = {
             "length <= max_tokens",
             "length < max_tokens",
             "off by one: answers of the greatest length are left out",
+        ),
+        (
+            "squad-null-threshold",
+            "none - score > threshold",
+            "none - score >= threshold",
+            "no answer where both are as good",
         ),
     ),
     "sparsebert/interop/smp.py": (

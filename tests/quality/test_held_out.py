@@ -10,7 +10,9 @@ pytest.importorskip("transformers")
 
 from sparsebert.quality import agreement, head_of, labelled, split_texts
 from sparsebert.quality.held_out import MOST_TEXTS, encoder_of
-from sparsebert.tasks import Example, Question, Task, TextFormat
+from sparsebert.tasks import TASKS, Example, Question, Tagged, Task, TextFormat
+from sparsebert.tasks.metrics import compute
+from sparsebert.tasks.registry import ENTITY_METRICS, TAG_METRICS
 from tests.cli.tiny import sentences
 
 TEXTS = [f"text {number}" for number in range(100)]
@@ -70,3 +72,44 @@ def test_questions_are_judged_by_their_answers(model_of: Any, tokenizer: Any, mo
     held_out = labelled(task, rows, tokenizer, TextFormat(32), head, encoder)
     assert held_out.measure.name == "f1"
     assert 0 <= held_out.quality_of(head, encoder).value <= 1
+
+
+def test_questions_without_an_answer_are_judged_as_well(
+    model_of: Any, tokenizer: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("sparsebert.quality.measures.undecided_reason", lambda *_: None)
+    model = model_of("BertForQuestionAnswering", initializer_range=2.0)
+    rows = [Question(str(i), "is the film good", "a plot is bad", ()) for i in range(4)]
+    head, encoder = head_of(model, "unnamed"), encoder_of(model.base_model)
+    silent = TextFormat(32, null_score_diff_threshold=-1e9)
+    held_out = labelled(TASKS["squad2"], rows, tokenizer, silent, head, encoder)
+    assert held_out.quality_of(head, encoder).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "metrics", "name"),
+    [(("O", "B-A", "I-A"), ENTITY_METRICS, "f1"), (("DET", "NOUN", "VERB"), TAG_METRICS, "accuracy")],
+)
+def test_tags_are_judged_by_their_entities_or_one_by_one(
+    model_of: Any, tokenizer: Any, labels: tuple[str, ...], metrics: tuple[str, ...], name: str
+) -> None:
+    """A model is right where the tags are its own, and the measure is that of the metric."""
+    model = model_of("BertForTokenClassification", initializer_range=2.0, num_labels=3)
+    task = Task("own", "tokens", metrics, labels, ("tokens",))
+    texts = [tuple(text.split()) for text, _ in sentences(count=24)]
+    batch = tokenizer([" ".join(words) for words in texts], padding=True, return_tensors="pt")
+    # Every label has its share of the words.
+    model.classifier.bias.data -= model(**batch).logits.detach().mean((0, 1))
+    own = model(**batch).logits.argmax(-1)[:, 1:]
+    right = [
+        Tagged(words, tuple(tags[: len(words)].tolist())) for words, tags in zip(texts, own, strict=True)
+    ]
+    rows = [*right[:20], *(Tagged(row.words, (*row.tags[:-1], (row.tags[-1] + 1) % 3)) for row in right[20:])]
+    head, encoder = head_of(model, "unnamed"), encoder_of(model.base_model)
+    quality = labelled(task, right, tokenizer, TextFormat(16), head, encoder).quality_of(head, encoder)
+    assert (quality.value, quality.keep) == (1.0, 1.0)
+    held_out = labelled(task, rows, tokenizer, TextFormat(16), head, encoder, batch_size=8)
+    assert held_out.measure.name == name
+    expected = compute(task, [row.tags for row in right], [row.tags for row in rows])[name]
+    assert held_out.quality_of(head, encoder).value == pytest.approx(expected)
+    assert 0.5 < expected < 1

@@ -214,7 +214,8 @@ def test_a_picture_a_device_that_has_both():
     (picture,) = roofline_pictures(rows)
     assert picture.title == "Achieved against possible: NVIDIA H200"
     assert picture.alt == (
-        "Useful TFLOP/s of 1 measured layers under the roofline of NVIDIA H200, packed in blocks of 64x64."
+        "Useful TFLOP/s of 1 measured layers under the roofline of NVIDIA H200, packed in blocks of 64x64: "
+        "200 TFLOP/s, a median of 75% of what is possible."
     )
 
 

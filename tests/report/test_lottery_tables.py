@@ -128,4 +128,9 @@ def test_the_picture_says_in_words_what_it_shows(bench_record: Any) -> None:
     rows = [*DENSE, *rounds("imp", 0.7, [0.81]), bench_record(0.7) | {"part": "curve", "label": "imp"}]
     (picture,) = curve_pictures(rows)
     assert picture.title == "Tickets on sst2: accuracy and speed against sparsity"
-    assert "accuracy on sst2 against sparsity, beside the dense model: IMP. Below" in picture.alt
+    assert picture.alt == (
+        "Above, accuracy (%) on sst2 against sparsity. The dense model has 82.0 ± 2.0. IMP 81.0 at 70%. "
+        "Below, the measured speed of the same tickets against oneDNN: 3.50 times as fast."
+    )
+    assert picture.numbers is not None
+    assert picture.numbers.rows[1] == ("IMP", "sst2", "0.7", "accuracy", "0.81", "", "1", "3.5")

@@ -45,7 +45,12 @@ def test_the_picture_stacks_the_parts_of_each_side(bench_record: Any) -> None:
     pytest.importorskip("matplotlib")
     rows = [profile(bench_record, "dense", up=2.0, norm=1.0), profile(bench_record, "sparse", up=1.0)]
     (picture,) = profile_pictures(rows)
-    assert "dense, sparse" in picture.alt
+    assert picture.alt.endswith(
+        "dense 3.0 ms, most of it up and activation (2.0 ms, 67%); sparse 1.0 ms, most of it up and "
+        "activation (1.0 ms, 100%)."
+    )
+    assert picture.numbers is not None
+    assert picture.numbers.rows[0] == ("dense", "up and activation", "2", "false")
     (axes,) = profile_figure(rows).axes
     assert [bar.get_width() for bar in axes.patches] == [2.0, 1.0, 1.0, 0.0]
     assert KINDS["profile"].pictures(rows)[0].png().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Documents whose tables come from result files, and never from a keyboard."""
+"""Documents whose tables and pictures come from result files, and never from a keyboard."""
 
 import pytest
 
@@ -75,3 +75,49 @@ def test_the_kind_text_shows_a_file_as_it_is(tmp_path):
     document.write_text("<!-- results: text printed.txt -->\n<!-- /results -->\n")
     assert main(["--write", str(document)]) == 0
     assert "-->\n```text\ntwo\n  lines\n```\n<!--" in document.read_text()
+
+
+@pytest.fixture
+def illustrated(tmp_path, bench_record):
+    append(tmp_path / "one.jsonl", [bench_record(0.7)])
+    append(tmp_path / "other.jsonl", [bench_record(0.9)])
+    document = tmp_path / "README.md"
+    document.write_text(
+        "Text.\n\n<!-- picture: models one.jsonl other.jsonl speed.png -->\n<!-- /picture -->\n"
+    )
+    return document
+
+
+def test_a_picture_is_drawn_of_several_files_and_shown_with_its_text(illustrated):
+    pytest.importorskip("matplotlib")
+    assert main(["--write", str(illustrated)]) == 0
+    assert (illustrated.parent / "speed.png").read_bytes().startswith(b"\x89PNG")
+    text = illustrated.read_text()
+    assert "\n![Speed-up" in text
+    assert "](speed.png)\n\n*Speed-up: bert-base, batch 1, 128 tokens, float32.*" in text
+    assert main(["--check", str(illustrated)]) == 0
+    first = (illustrated.parent / "speed.png").read_bytes()
+    assert main(["--write", str(illustrated)]) == 0
+    assert (illustrated.parent / "speed.png").read_bytes() == first
+
+
+def test_check_names_a_picture_whose_text_is_stale_or_that_is_not_drawn(illustrated, capsys):
+    assert main(["--check", str(illustrated)]) == 1
+    error = capsys.readouterr().err
+    assert "blocks differ" in error
+    assert f"{illustrated.parent / 'speed.png'}: not drawn" in error
+    assert not (illustrated.parent / "speed.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("pie one.jsonl", "unknown picture 'pie'"),
+        ("models missing.jsonl", "cannot read results"),
+        ("layers one.jsonl", "one.jsonl hold no records for a picture of kind 'layers'"),
+    ],
+)
+def test_picture_markers_that_lead_nowhere_are_refused(illustrated, capsys, marker, message):
+    illustrated.write_text(illustrated.read_text().replace("models one.jsonl other.jsonl", marker))
+    assert main(["--write", str(illustrated)]) == 2
+    assert message in capsys.readouterr().err

@@ -182,6 +182,13 @@ def test_it_is_said_how_a_ticket_was_found(search: Any, said: str) -> None:
     assert table.notes[1] == f"seed 1: {said}"
 
 
+def test_it_is_said_of_each_round_how_many_heads_and_mlps_its_super_ticket_lacks() -> None:
+    counts = {"pruned_heads": 43, "heads": 144, "pruned_mlps": 3, "mlps": 12}
+    (table,) = run_tables(rounds("super-tickets", [0.1, 0.28], [0.8, 0.8], search=counts))
+    said = "without 43 of 144 heads and 3 of 12 MLPs"
+    assert table.notes[1:] == tuple(f"seed 1, round {number}: {said}" for number in (0, 1))
+
+
 def test_of_several_runs_it_is_said_which_ticket_was_found_so() -> None:
     chosen = {"step": 20, "metric": 0.8}
     rows = [

@@ -92,6 +92,7 @@ def test_steps_that_a_round_did_not_train_do_not_count(
 class TestBenchmark:
     def rows(self) -> list[Any]:
         environment = {
+            "gpu": None,
             "cpu": "a CPU",
             "cores": 2,
             "kernels": "avx2",
@@ -117,7 +118,8 @@ class TestBenchmark:
 
     def test_the_picture_shows_every_run(self) -> None:
         pytest.importorskip("matplotlib")
-        (picture,) = benchmark_start_pictures(self.rows())
+        picture, cost = benchmark_start_pictures(self.rows())
+        assert cost.title.startswith("Time and memory of each round: ")
         (axes,) = picture.draw().axes
         assert len(axes.containers) == 4
         assert picture.png().startswith(b"\x89PNG")

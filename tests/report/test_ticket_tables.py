@@ -21,6 +21,13 @@ def test_tickets_stand_with_sparsity_density_and_what_two_of_them_share() -> Non
     assert table.notes == ("random, seeds 1, 2: overlap of two of them (Jaccard index): 0.0500",)
 
 
+def test_a_record_without_a_size_is_shown() -> None:
+    """One-shot methods, which write a folder, recorded none in earlier versions."""
+    without = {name: value for name, value in pruned(1).items() if name != "bytes"}
+    (table,) = ticket_tables([without])
+    assert table.rows[0][-1] == "-"
+
+
 def test_converted_models_say_what_they_take() -> None:
     fields = {"kind": "convert", "source": "run", "to": "sparse", "ticket": TICKET}
     before = {"disk": None, "weights": 2_000_000, "activations": 500_000, "batch": 8, "length": 64}

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsebert.tasks import EncodedOnce, Example, Question, TextFormat, best_answers, collate, encode
-from sparsebert.tasks.encoding import EncodedQuestions
+from sparsebert.tasks import (
+    EncodedOnce,
+    EncodedQuestions,
+    Example,
+    Question,
+    TextFormat,
+    best_answers,
+    collate,
+    encode,
+)
 
 WORDS = "the cat sat on the mat . a dog ran in the rain . "
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparsebert.tasks import Example, Question, load
+from sparsebert.tasks import Example, Question, Tagged, find_task, load
 
 
 @pytest.fixture
@@ -16,7 +16,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], Any]:
 
     rows: dict[tuple[str, ...], Any] = {}
 
-    def load_dataset(*names: str, split: str) -> Any:
+    def load_dataset(*names: str, split: str, revision: str | None = None) -> Any:
+        assert (revision == "refs/convert/parquet") == names[0].endswith("conll2003")
         if (*names, split) not in rows:
             raise ConnectionError(f"Couldn't reach {names[0]}\non the Hub")
         return rows[(*names, split)]
@@ -74,6 +75,34 @@ def test_scores_questions_and_text(hub: dict[tuple[str, ...], Any]) -> None:
         Question("1", "who", "the cat", (("cat", 4),))
     ]
     assert load("wikitext-2", train=False).validation["validation"] == [" a cat "]
+
+
+def test_questions_without_an_answer(hub: dict[tuple[str, ...], Any]) -> None:
+    none: dict[str, list[Any]] = {"text": [], "answer_start": []}
+    rows = {"id": ["1"], "question": ["who"], "context": ["the cat"], "answers": [none]}
+    hub[("rajpurkar/squad_v2", "validation")] = dataset(rows)
+    assert load("squad2", train=False).validation["validation"] == [Question("1", "who", "the cat", ())]
+    hub[("rajpurkar/squad", "validation")] = dataset(rows)
+    with pytest.raises(ValueError, match=r"question 1 has no answer; only SQuAD 2\.0"):
+        load("squad", train=False)
+
+
+def test_words_with_tags(hub: dict[tuple[str, ...], Any]) -> None:
+    """From the branch of Parquet files; a text without words is left out."""
+    import datasets
+
+    labels = list(find_task("conll2003").labels)
+    made = dataset({"tokens": [["the", "cat"], []], "ner_tags": [[0, 1], []]})
+    key = ("eriktks/conll2003", "validation")
+
+    def named(names: list[str]) -> Any:
+        return made.cast_column("ner_tags", datasets.Sequence(datasets.ClassLabel(names=names)))
+
+    hub[key] = named(labels)
+    assert load("conll2003", train=False).validation["validation"] == [Tagged(("the", "cat"), (0, 1))]
+    hub[key] = named(labels[::-1])
+    with pytest.raises(ValueError, match=r"labels must be O, B-PER, .* for conll2003, got"):
+        load("conll2003", train=False)
 
 
 def test_labels_that_are_not_public_are_refused(hub: dict[tuple[str, ...], Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparsebert.tasks import find_task
+from sparsebert.tasks import Task, find_task
 from sparsebert.tasks.label_words import RELEASED, WORDS, word_ids, words_for
 from sparsebert.tasks.models import load_model, template_of
 
@@ -108,6 +108,61 @@ def test_a_span_begins_with_yes_and_ends_with_no(tmp_path: Path, tokenizer: Any)
     torch.testing.assert_close(found.loss, sum(losses) / 2)
 
 
+def released_score(
+    model: Any, ids: torch.Tensor, word: int, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Transcribe kongds/SMP, emmental/modeling_bert_smp.py: the scores and the loss of a regression.
+
+    The head (dense, activation, LayerNorm, the word's row of the tied decoder, its bias) is applied to the
+    encoder's output at each [MASK], or at the first token of a text without one. The loss is
+    MSE(scores.squeeze(), labels.squeeze()), without a scale.
+    """
+    hidden, head = model.bert(ids).last_hidden_state, model.cls.predictions
+    at = ids == VOCABULARY.index("[MASK]")
+    at[~at.any(-1), 0] = True
+    x = head.transform.dense(hidden[at])
+    x = 0.5 * x * (1 + torch.erf(x / 2**0.5))
+    centred = x - x.mean(-1, keepdim=True)
+    spread = (centred.square().mean(-1, keepdim=True) + model.config.layer_norm_eps).sqrt()
+    x = centred / spread * head.transform.LayerNorm.weight + head.transform.LayerNorm.bias
+    scores = (x @ model.bert.embeddings.word_embeddings.weight[word] + head.bias[word])[:, None]
+    return scores, (scores.squeeze() - labels.squeeze()).square().mean()
+
+
+@pytest.mark.parametrize(
+    "rows", [[[2, 8, 7, 5, 3], [2, 8, 7, 6, 3]], [[2, 8, 4, 5, 3], [2, 5, 7, 6, 3]], [[2, 8, 7, 6, 3]]]
+)
+def test_a_score_is_the_logit_of_one_word_as_in_the_released_code(
+    tmp_path: Path, tokenizer: Any, rows: list[list[int]]
+) -> None:
+    name, ids = saved(tmp_path, tokenizer), torch.tensor(rows)
+    labels = torch.tensor([4.25, 0.5])[: len(ids)]
+    model, _ = load_model(name, find_task("stsb"), label_words=("yes",))
+    whole = transformers.BertForMaskedLM.from_pretrained(name).eval()
+    torch.nn.init.normal_(whole.cls.predictions.bias, generator=torch.Generator().manual_seed(1))
+    model.load_state_dict(whole.state_dict())
+    expected, loss = released_score(whole, ids, VOCABULARY.index("yes"), labels)
+    found = model.eval()(input_ids=ids, labels=labels)
+    assert found.logits.shape == (len(ids), 1)
+    torch.testing.assert_close(found.logits, expected)
+    torch.testing.assert_close(found.loss, loss)
+    key = "encoder.layer.0.output.dense.weight"
+    loss.backward()
+    found.loss.backward()
+    torch.testing.assert_close(model.bert.get_parameter(key).grad, whole.bert.get_parameter(key).grad)
+
+
+def test_a_trained_score_is_loaded_for_a_regression_only(tmp_path: Path, tokenizer: Any) -> None:
+    model, _ = load_model(saved(tmp_path / "start", tokenizer), find_task("stsb"), label_words=("yes",))
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    again, _ = load_model(str(tmp_path / "trained"), find_task("stsb"), trained=True)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**batch()).logits, again.eval()(**batch()).logits)
+    with pytest.raises(ValueError, match="was trained on a regression, sst2 is a classification"):
+        load_model(str(tmp_path / "trained"), find_task("sst2"), trained=True)
+
+
 def test_it_is_saved_as_the_language_model_it_is_and_knows_its_words(tmp_path: Path, tokenizer: Any) -> None:
     name = saved(tmp_path / "start", tokenizer)
     model, _ = load_model(name, find_task("sst2"), label_words=("bad", "good"))
@@ -163,10 +218,14 @@ def test_every_task_with_labels_has_words_in_their_order() -> None:
         assert len(words) == find_task(name).num_labels
     assert words_for(find_task("sst2"), "task") == ("terrible", "great")
     assert words_for(find_task("sst2"), " bad, good ") == ("bad", "good")
+    assert words_for(find_task("stsb"), "task") == ("Yes",)
 
 
 def test_the_released_code_calls_a_contradiction_yes() -> None:
-    """Its labels of MNLI are renumbered, its words are not; the published masks depend on it."""
+    """Its labels of MNLI are renumbered, its words are not; the published masks depend on it.
+
+    Its eval.sh exchanges the words of WNLI, too.
+    """
     mnli = find_task("mnli")
     assert dict(zip(mnli.labels, words_for(mnli, "task"), strict=True)) == {
         "entailment": "Yes",
@@ -175,17 +234,25 @@ def test_the_released_code_calls_a_contradiction_yes() -> None:
     }
     released = words_for(mnli, "task", released=True)
     assert dict(zip(mnli.labels, released, strict=True))["contradiction"] == "Yes"
-    assert {name for name in WORDS if WORDS[name] != RELEASED[name]} == {"mnli"}
+    assert words_for(find_task("wnli"), "task", released=True) == ("Yes", "No")
+    assert {name for name in WORDS if WORDS[name] != RELEASED[name]} == {"mnli", "wnli"}
 
 
 @pytest.mark.parametrize(
     ("task", "asked", "message"),
     [
-        ("stsb", "task", "need a task with classes or spans; stsb has neither"),
-        ("wikitext-2", "task", "need a task with classes or spans; wikitext-2 has neither"),
+        ("stsb", "yes,no", "stsb needs 1 label word, got 2: yes,no"),
+        ("wikitext-2", "task", "need a task with classes, scores or spans; wikitext-2 models language"),
         ("mnli", "yes,no", "mnli needs 3 label words, got 2: yes,no"),
     ],
 )
 def test_tasks_that_have_no_words_are_refused(task: str, asked: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         words_for(find_task(task), asked)
+
+
+@pytest.mark.parametrize(("kind", "example"), [("classification", "terrible,great"), ("regression", "Yes")])
+def test_an_own_task_has_no_built_in_words(kind: Any, example: str) -> None:
+    own = Task("own", kind, ("accuracy",), ("a", "b") if kind == "classification" else ())
+    with pytest.raises(ValueError, match=f"own has no built-in label words; pass some, such as {example}$"):
+        words_for(own, "task")

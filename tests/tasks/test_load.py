@@ -73,8 +73,8 @@ def fill(write: Write, task: str, below: str = "") -> None:
 
 
 class TestTasks:
-    def test_all_of_glue_squad_and_wikitext_are_known(self) -> None:
-        assert set(TASKS) == {*GLUE, "squad", "wikitext-2", "wikitext-2-clm"}
+    def test_glue_squad_conll_and_wikitext_are_known(self) -> None:
+        assert set(TASKS) == {*GLUE, "squad", "squad2", "conll2003", "wikitext-2", "wikitext-2-clm"}
         assert all(task.name == name for name, task in TASKS.items())
 
     def test_an_unknown_name_offers_the_nearest(self) -> None:
@@ -87,6 +87,8 @@ class TestTasks:
             "mnli": 3,
             "stsb": 1,
             "squad": 2,
+            "squad2": 2,
+            "conll2003": 9,
             **dict.fromkeys(("wikitext-2", "wikitext-2-clm"), 0),
         }
 
@@ -100,14 +102,20 @@ class TestTasks:
             "qnli": ("entailment", "not_entailment"),
             "rte": ("entailment", "not_entailment"),
             "wnli": ("not_entailment", "entailment"),
+            "conll2003": (
+                *("O", "B-PER", "I-PER", "B-ORG", "I-ORG"),
+                *("B-LOC", "I-LOC", "B-MISC", "I-MISC"),
+            ),
         }
 
-    def test_primary_metrics_are_those_of_chen_et_al(self) -> None:
+    def test_primary_metrics_are_those_of_chen_et_al_and_of_the_official_scripts(self) -> None:
         assert {name: task.metric for name, task in TASKS.items()} == dict.fromkeys(TASKS, "accuracy") | {
             "cola": "mcc",
             "stsb": "pearson",
             "mnli": "accuracy_matched",
             "squad": "f1",
+            "squad2": "f1",
+            "conll2003": "f1",
         }
 
 

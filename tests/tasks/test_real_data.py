@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsebert.tasks import Example, Question, TaskData, answer_texts, best_answers, encode, load
-from sparsebert.tasks.encoding import EncodedQuestions
+from sparsebert.tasks import (
+    EncodedQuestions,
+    Example,
+    Question,
+    TaskData,
+    answer_texts,
+    best_answers,
+    encode,
+    load,
+)
 from sparsebert.tasks.metrics import compute
 from sparsebert.tasks.tables import read_columns
 

@@ -16,6 +16,7 @@ pytest.importorskip("accelerate")
 from transformers.modeling_outputs import (  # noqa: E402
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
 
 from sparsebert.training.distillation import (  # noqa: E402
@@ -72,6 +73,16 @@ def test_a_span_is_the_mean_of_its_start_and_its_end() -> None:
     ]
     expected = (literal(ours[0], theirs[0], 2.0)[0] + literal(ours[1], theirs[1], 2.0)[0]) / 2
     assert teacher_loss(*outputs, 2.0).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_tags_are_classes_of_the_tokens_that_have_a_label() -> None:
+    ours, theirs = drawn(0, EXAMPLES, TOKENS, CLASSES), drawn(1, EXAMPLES, TOKENS, CLASSES)
+    labels = torch.from_numpy(np.random.default_rng(2).integers(-1, 2, size=(EXAMPLES, TOKENS)))
+    labels = labels.masked_fill(labels < 0, -100)
+    scored = labels.numpy() >= 0
+    expected, _ = literal(ours[scored], theirs[scored], 2.0)
+    outputs = (TokenClassifierOutput(logits=logits(each)) for each in (ours, theirs))
+    assert teacher_loss(*outputs, 2.0, labels).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_a_score_is_as_far_off_as_its_square() -> None:

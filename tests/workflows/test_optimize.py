@@ -388,6 +388,10 @@ def test_the_command_says_what_it_tried(
     out = capsys.readouterr().out
     assert "dense int8 *" in out
     assert f"wrote {tmp_path / 'out'}: no sparse form keeps 0.99" in out
+    rows = results.read(tmp_path / "records.jsonl", "optimize")
+    # One search, whose resources stand in one record.
+    assert [row["resources"] is not None for row in rows] == [row["chosen"] for row in rows]
+    assert all(row["fingerprints"].keys() == {"model", "tokenizer", "texts"} for row in rows)
     assert app.main(["report", str(tmp_path / "records.jsonl")]) == 0
     assert "Search of the fastest form" in capsys.readouterr().out
 

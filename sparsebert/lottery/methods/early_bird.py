@@ -57,8 +57,9 @@ class EarlyBird(SearchingMethod):
     and neurons globally, as published, and the same share of both is pruned.
 
     The folder ``round-00/coefficients`` of the run holds the coefficients at each comparison. ``search`` in
-    the ticket's metadata holds the step of the draw, the steps of a whole round, the share of these steps
-    that was saved, whether the mask had settled, and the distances.
+    the ticket's metadata and in the round's record holds the step of the draw, the steps of a whole round and
+    of an epoch, the share of these steps that was saved, whether the mask had settled, epsilon and window,
+    and the distances.
 
     Attributes:
         penalty: Weight of the L1 norm.
@@ -224,8 +225,10 @@ class EarlyBird(SearchingMethod):
         ticket.metadata["search"] = {
             "drawn_at": drawn_at,
             "steps": steps,
+            "steps_per_epoch": _steps_per_epoch(experiment, config),
             "saved": 1 - drawn_at / steps,
             "settled": criterion.met(history),
+            **criterion.thresholds,
             "distances": [[step, distance] for step, distance in criterion.distances(history).items()],
         }
         return ticket
@@ -234,8 +237,7 @@ class EarlyBird(SearchingMethod):
         """Return the steps between two masks, or the step of a fixed draw."""
         if self.draw is DrawAt.DISTANCE:
             return self.every
-        epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0, warmup_ratio=None)
-        return max(1, round(self.draw_at * epoch.steps_of(len(experiment.train), distributed.count())))
+        return max(1, round(self.draw_at * _steps_per_epoch(experiment, config)))
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,13 @@ class _DrawCriterion:
     def __init__(self, method: EarlyBird, experiment: Experiment, config: RunConfig) -> None:
         self._method, self._model, self._config = method, experiment.model, config
         self._masks: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The bound and the number of small distances that decide; empty for a fixed draw."""
+        if self._method.draw is DrawAt.FIXED:
+            return {}
+        return {"epsilon": self._method.epsilon, "window": self._method.window}
 
     def distances(self, history: History) -> dict[int, float]:
         """Return step -> distance of its mask from the previous mask."""
@@ -296,6 +305,11 @@ def _sites(experiment: Experiment, config: RunConfig) -> dict[str, GateSite]:
     for kind in kinds_in(config.units.granularity):
         sites |= gate_sites(bert, kind)
     return sites
+
+
+def _steps_per_epoch(experiment: Experiment, config: RunConfig) -> int:
+    epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0, warmup_ratio=None)
+    return epoch.steps_of(len(experiment.train), distributed.count())
 
 
 def _steps(experiment: Experiment, config: RunConfig) -> int:

@@ -69,7 +69,9 @@ class StaticModelPruning(MaskLearningMethod):
     )
     label_words: str | None = field(
         default=None,
-        metadata={"help": "one word per label, such as terrible,great, or task for the paper's words"},
+        metadata={
+            "help": "one word per label, such as terrible,great, one for scores; task for the paper's words"
+        },
     )
     template: str | None = field(
         default=None,

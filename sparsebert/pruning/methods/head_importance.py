@@ -29,6 +29,7 @@ def gate_importance(
     accumulate: bool = False,
     per_example: bool = False,
     per_token: bool = False,
+    equal_batches: bool = False,
 ) -> dict[str, Tensor]:
     """Return the sum over batches of abs(dL/dgate), divided by the number of tokens.
 
@@ -50,13 +51,16 @@ def gate_importance(
         per_token: Take the absolute value for each token's part of the gradient, x_t . dL/dx_t, as Michel et
             al. and Liang et al. 2021 compute it; ``accumulate`` then adds up absolute values. The loss must
             be a mean, as for ``per_example``.
+        equal_batches: With ``per_example`` or ``per_token``: every batch has the same weight, whatever its
+            number of examples, and the sum is divided by the number of batches, as in the published code of
+            Liang et al. The examples of a short last batch then count more.
 
     Returns:
         float64 [gates] of each site.
 
     Raises:
-        ValueError: There is no batch, a batch gives no loss, or ``per_example`` is combined with
-            ``accumulate`` or ``per_token``.
+        ValueError: There is no batch, a batch gives no loss, ``per_example`` is combined with
+            ``accumulate`` or ``per_token``, or ``equal_batches`` with neither of the two.
     """
     if accumulate and per_example:
         raise ValueError(
@@ -66,6 +70,10 @@ def gate_importance(
         raise ValueError(
             "per_example takes one gradient an example, per_token one a token: choose one of them"
         )
+    if equal_batches and not (per_token or per_example):
+        raise ValueError(
+            "equal_batches needs per_token or per_example: whole batches have equal weights anyway"
+        )
     like = next(model.parameters())
     values = {
         name: torch.ones(site.count(model)) if gates is None else gates[name].detach()
@@ -74,12 +82,13 @@ def gate_importance(
     totals = {name: torch.zeros(len(value), dtype=torch.float64) for name, value in values.items()}
     sums = {name: torch.zeros_like(total) for name, total in totals.items()}
     replaced, biases = placed(model, weights or {}), without(model, dead_biases or {})
-    tokens = 0
+    tokens = count = 0
     with evaluating(model), torch.enable_grad():
         for inputs in on_device(model, batches):
             mask = inputs.get("attention_mask")
             size = next(x.shape for x in inputs.values() if isinstance(x, Tensor) and x.dim() > 1)
             tokens += size[0] * size[1] if mask is None else int(mask.sum())
+            count += 1
             apart = size[:2] if per_token else size[:1] if per_example else ()
             leaves = {
                 name: value.to(like.device, like.dtype).expand(*apart, -1).clone().requires_grad_()
@@ -90,10 +99,10 @@ def gate_importance(
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
                 change = gradient.to("cpu", torch.float64)
                 if apart:
-                    change = change.abs().flatten(0, -2).sum(0) * size[0]
+                    change = change.abs().flatten(0, -2).sum(0) * (1 if equal_batches else size[0])
                 sums[name] = sums[name] + change if accumulate else change
                 totals[name] += sums[name].abs()
-    return {name: total / tokens for name, total in totals.items()}
+    return {name: total / (count if equal_batches else tokens) for name, total in totals.items()}
 
 
 def normalised(

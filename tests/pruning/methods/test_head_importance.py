@@ -126,6 +126,34 @@ def test_of_each_token(kind: str, accumulate: bool) -> None:
     assert not np.allclose(computed(model, kind, batches(), per_example=True), whole, rtol=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["head", "mlp"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_of_equal_batches_as_published(kind: str, accumulate: bool) -> None:
+    """The loop of ``mt_dnn/inference.py`` of Liang et al. 2021, with a short last batch.
+
+    Each batch gives the absolute parts of the gradient of its mean loss; the published loop never clears
+    them, so of B batches the first counts B times; their sum is divided by B.
+    """
+    model, width = build(dtype=torch.float64), HEAD if kind == "head" else 24
+    *whole, last = batches()
+    uneven = [*whole, {name: x[:1] for name, x in last.items()}]
+    mask_grad: Any = 0
+    importance: Any = 0
+    for batch in uneven:
+        mean_loss = context_and_gradient(model, batch, kind)
+        dots = [(x * gradient).reshape(*x.shape[:2], -1, width).sum(-1) for x, gradient in mean_loss]
+        change = np.stack([np.abs(dot).sum(1).sum(0) for dot in dots])
+        mask_grad = mask_grad + change if accumulate else change
+        importance = importance + mask_grad
+    options = {"per_token": True, "accumulate": accumulate}
+    found = computed(model, kind, uneven, equal_batches=True, **options)
+    np.testing.assert_allclose(found, importance / len(uneven), atol=1e-10, rtol=1e-10)
+    by_example = computed(model, kind, uneven, **options)
+    assert not np.allclose(found / found.sum(), by_example / by_example.sum(), rtol=1e-3)
+    with pytest.raises(ValueError, match="equal_batches needs per_token or per_example"):
+        computed(model, kind, uneven, equal_batches=True, accumulate=accumulate)
+
+
 def test_dropout_is_off_and_the_model_stays_as_it_was() -> None:
     model = build(dropout=0.5).train()
     assert np.array_equal(computed(model, "head", batches()), computed(model, "head", batches()))

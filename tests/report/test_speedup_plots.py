@@ -4,7 +4,9 @@ import struct
 
 import pytest
 
-from sparsebert.report.plots import break_even, speedup_figure, speedup_pictures, speedup_plot
+from sparsebert.report.break_even import break_even, break_even_text, curves, dense_reference
+from sparsebert.report.model_tables import sweep_tables
+from sparsebert.report.speedup_plots import speedup_figure, speedup_pictures, speedup_plot
 
 pytest.importorskip("matplotlib")
 
@@ -22,6 +24,51 @@ pytest.importorskip("matplotlib")
 )
 def test_break_even_is_interpolated_between_measured_points(points, crossing):
     assert break_even(points) == (None if crossing is None else pytest.approx(crossing))
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ([(20, 0.8), (40, 1.25)], "at 30 % (interpolated between 20 and 40 %)"),
+        ([(50, 1.2), (90, 3.0)], "below 50 %, the lowest measured, where it is 1.20x"),
+        ([(50, 0.5), (90, 0.9)], "not reached up to 90 %, where it is 0.90x"),
+        ([(50, 1.2), (60, 0.9)], "not reached up to 60 %, where it is 0.90x"),
+    ],
+)
+def test_break_even_in_words_says_between_which_measurements_it_lies(points, words):
+    assert break_even_text(points) == words
+
+
+def test_the_reference_is_the_fastest_dense_form_of_those_timed_beside_all_tickets(bench_record):
+    def row(sparsity, **medians):
+        return bench_record(sparsity, ratio={name: {"median": value} for name, value in medians.items()})
+
+    rows = [
+        row(0.5, onednn=2.0, bf16=1.2, deepsparse=0.9, compact=0.5),
+        row(0.9, onednn=5.0, bf16=3.1, deepsparse=1.1, int8=1.0),
+    ]
+    assert dense_reference(curves(rows)) == "bf16"
+    assert dense_reference(curves([bench_record(ratio={"deepsparse": {"median": 2.0}})])) is None
+
+
+def test_break_even_is_said_below_the_table_and_in_the_alt_text(bench_record):
+    rows = [bench_record(sparsity=s, ratio=ratios(r, 2 * r)) for s, r in ((0.2, 0.8), (0.4, 1.25), (0.9, 4))]
+    rows += [row | {"ticket": {**row["ticket"], "granularity": "2:4"}} for row in rows[1:]]
+    words = (
+        "Break-even with the fastest dense form, oneDNN: element at 30 % (interpolated between 20 and 40 %); "
+        "2:4 below 40 %, the lowest measured, where it is 1.25x."
+    )
+    (table,) = sweep_tables(rows)
+    assert words in table.notes
+    (picture,) = speedup_pictures(rows)
+    assert words in picture.alt
+    assert words in picture.caption
+    assert picture.alt.endswith("Element 0.80x at 20 % to 4.00x at 90 %; 2:4 1.25x at 40 % to 4.00x at 90 %.")
+
+
+def test_a_forced_format_is_a_line_of_its_own(bench_record):
+    rows = [bench_record(0.9), bench_record(0.9, format="bitmap")]
+    assert [curve.name for curve in curves(rows)] == ["element", "element, format bitmap"]
 
 
 def ratios(onednn, eager):
@@ -70,8 +117,8 @@ def test_a_picture_for_each_workload_that_several_tickets_were_measured_on(bench
     assert picture.title == "Speed-up: bert-base, batch 1, 128 tokens, float32"
     assert picture.alt.startswith("Speed-up against sparsity, element, 70% to 90%.")
     assert picture.png().startswith(b"\x89PNG")
-    against_others = [bench_record(share, ratio={"onnxruntime": {"median": 2.0}}) for share in (0.7, 0.9)]
-    assert speedup_pictures(against_others) == []
+    beside_nothing = [bench_record(share, ratio={}) for share in (0.7, 0.9)]
+    assert speedup_pictures(beside_nothing) == []
 
 
 def test_sparsities_that_differ_by_a_few_weights_are_not_spread_over_the_axis(bench_record):

@@ -1,33 +1,49 @@
-"""A report as a page of HTML or Markdown: tables, pictures, and the origin of the records."""
+"""A report: its tables and pictures, the origin of its records, and both as HTML or Markdown."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsebert import __version__
 from sparsebert.report.format import Record, counted, machine_text, record_errors, versions_text
-from sparsebert.report.plots import Picture, require_matplotlib
+from sparsebert.report.page.content import LIMIT_TEXT, Content, fitting
+from sparsebert.report.page.files import Files, Link, links
+from sparsebert.report.picture import Picture
+from sparsebert.report.plots import require_matplotlib
 from sparsebert.report.sections import Section
 from sparsebert.report.table import Table
-
-TEMPLATE = "page.html"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The content of a page."""
+    """The content of a page.
+
+    Attributes:
+        title: Its title.
+        records: The records that it shows.
+        sections: Their tables and pictures.
+        sources: Names of the files and folders of the records.
+    """
 
     title: str
     records: Sequence[Record]
     sections: Sequence[Section]
+    sources: Sequence[str] = ()
 
     @property
     def tables(self) -> list[Table]:
         """All tables, in the order of the page."""
         return [table for section in self.sections for table in section.tables]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All pictures, in the order of the page."""
+        return [picture for section in self.sections for picture in section.pictures]
 
     @property
     def size(self) -> str:
@@ -59,47 +75,72 @@ class Report:
         """Return the page in Markdown, without pictures; raises like ``origins``."""
         origins = "\n".join(f"- {origin}" for origin in self.origins)
         head = f"# {self.title}\n\nRecords of {self.dates} (UTC):\n\n{origins}"
+        if self.sources:
+            head += f"\n\nSources: {', '.join(self.sources)}"
         return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
 
-    def html(self) -> str:
-        """Return a self-contained page of HTML.
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables)
+
+    def html(self, file: Path | None = None, files: Files | None = None) -> str:
+        """Return a self-contained page of HTML, below 3 MB.
+
+        Args:
+            file: Where the page will stand, for its links; by default in the current folder.
+            files: Files to link to. The page does not need them.
 
         Raises:
-            ValueError: A record is damaged, and as ``require_renderer``.
+            ValueError: A record is damaged, or as ``require_renderer``.
         """
         require_renderer()
         import jinja2
 
+        folder = Path(__file__).parent
         environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
+            loader=jinja2.FileSystemLoader(folder),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        lack = ""
-        if any(section.pictures for section in self.sections):
-            try:
+        template = environment.get_template("page.html")
+        style, script = ((folder / name).read_text() for name in ("page.css", "page.js"))
+        # Only this script runs, whatever a record holds. The browser compares the element's whole text.
+        digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
+        lack = self._lack_of_plots()
+
+        def links_of(shown: object) -> list[Link]:
+            return links((files or {}).get(id(shown), ()), file or Path("page.html"))
+
+        def render(content: Content) -> str:
+            return template.render(
+                report=self,
+                content=content,
+                lack=lack,
+                counted=counted,
+                limit=LIMIT_TEXT,
+                version=__version__,
+                style=style,
+                script=script,
+                digest=digest,
+            )
+
+        return fitting(self.sections, links_of, lack, render)
+
+    def _lack_of_plots(self) -> str:
+        """Return the reason why pictures cannot be drawn; "" if they can, or if there are none."""
+        try:
+            if self.pictures:
                 require_matplotlib()
-            except ValueError as error:
-                lack = str(error)
-        shown = [
-            {"tables": section.tables, "pictures": [] if lack else list(map(_embedded, section.pictures))}
-            for section in self.sections
-        ]
-        return environment.get_template(TEMPLATE).render(report=self, sections=shown, lack=lack)
+        except ValueError as error:
+            return str(error)
+        return ""
 
 
 def require_renderer() -> None:
     """Raise ValueError if jinja2 is not installed."""
     if importlib.util.find_spec("jinja2") is None:
         raise ValueError("a page of HTML needs jinja2: pip install 'sparsebert[report]'")
-
-
-def _embedded(picture: Picture) -> dict[str, str]:
-    with record_errors(f"a record for the plot {picture.title!r}"):
-        data = base64.b64encode(picture.png()).decode()
-    return {"title": picture.title, "alt": picture.alt, "source": f"data:image/png;base64,{data}"}
 
 
 def _origin(row: Record) -> str:

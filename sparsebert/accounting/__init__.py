@@ -1,0 +1,1 @@
+"""What a run used (time, memory, energy), and digests of what it read, for its records."""
