@@ -100,7 +100,8 @@ class TestARunOfAnEarlierVersion:
         kept = as_begun(config, folder, said.append)
         folder.require(kept.describe(), kept.defaults())
         (line,) = said
-        assert line.endswith(
+        ending = "the defaults of the version that began it: initial_warmup 0, final_warmup 0"
+        assert line.endswith(ending)
             "keeps the defaults of the version that began it: initial_warmup 0, final_warmup 0"
         )
         method = kept.method
