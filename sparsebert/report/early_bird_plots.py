@@ -50,14 +50,14 @@ class Search:
 
 def searches(rounds: Iterable[Record]) -> list[Search]:
     """Return the searches that recorded distances, in the order of the records; repeated ones count once."""
-    found: dict[str, Search] = {}
+    shown: dict[str, Search] = {}
     for row in rounds:
         search = row.get("search")
         if row["kind"] != "round" or not isinstance(search, dict) or not search.get("distances"):
             continue
         name = f"{row['method']} {row['sparsity']:.0%}, seed {row['seed']}"
         run = f" ({row['run']})" if row.get("run") and "part" not in row else ""
-        found[name + run] = Search(
+        shown[name + run] = Search(
             name + run,
             tuple((step, distance) for step, distance in search["distances"]),
             search["drawn_at"],
@@ -67,7 +67,7 @@ def searches(rounds: Iterable[Record]) -> list[Search]:
             search.get("window"),
             search.get("steps_per_epoch"),
         )
-    return list(found.values())
+    return list(shown.values())
 
 
 def early_bird_pictures(records: Iterable[Record]) -> list[Picture]:
@@ -78,43 +78,43 @@ def early_bird_pictures(records: Iterable[Record]) -> list[Picture]:
             groups.setdefault((row["task"], row["model"]), []).append(row)
     pictures = []
     for (task, model), rows in groups.items():
-        if found := searches(rows):
+        if shown := searches(rows):
             title = f"Mask distance of Early-Bird: {model} on {task}"
-            alt = f"{title}, {counted(len(found), 'run')}. {' '.join(map(_sentence, found))}"
+            alt = f"{title}, {counted(len(shown), 'run')}. {' '.join(map(_sentence, shown))}"
             caption = (
                 "A distance is the share of heads and neurons in which a mask differs from the previous one; "
-                f"a star is the draw. {_bounds(found)} {versions_text(rows[-1]['versions'])}."
+                f"a star is the draw. {_bounds(shown)} {versions_text(rows[-1]['versions'])}."
             )
-            draw = functools.partial(early_bird_figure, title, found)
-            pictures.append(Picture(title, alt, draw, caption, _numbers(found)))
+            draw = functools.partial(early_bird_figure, title, shown)
+            pictures.append(Picture(title, alt, draw, caption, _numbers(shown)))
     return pictures
 
 
-def early_bird_figure(title: str, found: Sequence[Search]) -> Figure:
+def early_bird_figure(title: str, shown: Sequence[Search]) -> Figure:
     """Return the plot of mask distances against steps, with each bound and each draw.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
     figure, axes = new_figure()
-    for number, search in enumerate(found):
+    for number, search in enumerate(shown):
         style = line_style(number) | {"markersize": 4, "linewidth": 1}
         steps, distances = zip(*search.points, strict=True)
         label = search.name + ("" if search.settled else ": not settled")
         axes.plot(steps, [100 * each for each in distances], **style, label=label)
         axes.plot([search.drawn_at], [100 * search.last], "*", color=style["color"], markersize=10)
-    for epsilon in dict.fromkeys(search.epsilon for search in found):
+    for epsilon in dict.fromkeys(search.epsilon for search in shown):
         if epsilon is not None:
             axes.axhline(100 * epsilon, color="0.3", linewidth=1, linestyle="--")
             axes.annotate(
                 f"epsilon {epsilon:g}", (1, 100 * epsilon), (-2, 3), xycoords=axes.get_yaxis_transform(),
                 textcoords="offset points", ha="right", fontsize=8, color="0.3",
             )  # fmt: skip
-    axes.set_xlim(0, max(search.steps for search in found))
+    axes.set_xlim(0, max(search.steps for search in shown))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer steps; the axis ends with a whole round")
     axes.set_ylabel("mask distance (% of heads and neurons)")
-    epochs = {search.steps_per_epoch for search in found}
+    epochs = {search.steps_per_epoch for search in shown}
     per_epoch = epochs.pop() if len(epochs) == 1 else None
     if per_epoch is not None:
         top = axes.secondary_xaxis(
@@ -140,23 +140,23 @@ def _sentence(search: Search) -> str:
     )
 
 
-def _bounds(found: Sequence[Search]) -> str:
+def _bounds(shown: Sequence[Search]) -> str:
     """Return what the draw waited for, in a sentence."""
-    bounds = dict.fromkeys((search.epsilon, search.window) for search in found)
-    known = [
+    bounds = dict.fromkeys((search.epsilon, search.window) for search in shown)
+    waited_for = [
         f"{window} consecutive distances below {epsilon:g}"
         for epsilon, window in bounds
         if epsilon is not None
     ]
-    sentence = f"It waits for {' or '.join(known)} (dashed)." if known else ""
-    unknown = [search.name for search in found if search.epsilon is None]
+    sentence = f"It waits for {' or '.join(waited_for)} (dashed)." if waited_for else ""
+    unknown = [search.name for search in shown if search.epsilon is None]
     if unknown:
-        which = "" if len(unknown) == len(found) else f" of {', '.join(unknown)}"
+        which = "" if len(unknown) == len(shown) else f" of {', '.join(unknown)}"
         sentence += f" The records{which} are of a version that did not log epsilon: it is not drawn."
     return sentence.strip()
 
 
-def _numbers(found: Sequence[Search]) -> Table:
+def _numbers(shown: Sequence[Search]) -> Table:
     columns = ("search", "step", "distance", "epsilon", "window", "drawn_at", "steps", "settled")
     rows = tuple(
         (
@@ -169,7 +169,7 @@ def _numbers(found: Sequence[Search]) -> Table:
             str(search.steps),
             str(search.settled).lower(),
         )
-        for search in found
+        for search in shown
         for step, distance in search.points
     )
     return Table("", columns, rows)

@@ -39,8 +39,8 @@ def fronts(records: Iterable[Record]) -> list[Front]:
     "bench" records have timed, which the digest of their masks tells; and the forms of ``sparsebert arena``.
     """
     records = list(records)
-    found = (_of_benchmark, _of_runs, _of_evaluations, _of_arena)
-    return [front for each in found for front in each(records)]
+    sources = (_of_benchmark, _of_runs, _of_evaluations, _of_arena)
+    return [front for source in sources for front in source(records)]
 
 
 def _of_benchmark(records: Sequence[Record]) -> Iterator[Front]:

@@ -73,8 +73,8 @@ def round_costs(rounds: Iterable[Record]) -> list[RoundCost]:
 
 def _mean(rows: Sequence[Record], field: str) -> float | None:
     values = [(row.get("memory") or {}).get(field) for row in rows]
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
+    recorded = [value for value in values if value is not None]
+    return statistics.fmean(recorded) if len(recorded) == len(values) else None
 
 
 def cost_pictures(records: Iterable[Record]) -> list[Picture]:

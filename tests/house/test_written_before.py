@@ -94,7 +94,9 @@ def require_outcome(run: Path, expected: dict[str, Any]) -> None:
     assert found["rounds"] == expected["rounds"]
     for mine, theirs in zip(found["metrics"], expected["metrics"], strict=True):
         assert mine == pytest.approx(theirs)
-    assert found["search"] == expected["search"]
+    for mine, theirs in zip(found["search"], expected["search"], strict=True):
+        # Later versions write more of a search.
+        assert ({name: mine[name] for name in theirs} if isinstance(theirs, dict) else mine) == theirs
     assert found["answers"].keys() == expected["answers"].keys()
     for name, answers in expected["answers"].items():
         require_close(found["answers"][name], answers)
