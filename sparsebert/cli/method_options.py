@@ -82,16 +82,16 @@ class MethodOptions:
         float | None,
         typer.Option(
             "--initial-warmup",
-            help="length of the dense phase at the start, in multiples of --warmup-steps [default: 1; cap, "
-            "cap-soft: 2]",
+            help="length of the dense phase at the start, in multiples of --warmup-steps, or of a tenth of "
+            "the run without a warm-up [default: 1; cap, cap-soft: 2]",
         ),
     ] = None
     final_warmup: Annotated[
         float | None,
         typer.Option(
             "--final-warmup",
-            help="length of the phase at the final density, in multiples of --warmup-steps [default: 2; "
-            "cap, cap-soft: 3]",
+            help="length of the phase at the final density, in the same multiples [default: 2; cap, "
+            "cap-soft: 3]",
         ),
     ] = None
     threshold: Annotated[

@@ -170,7 +170,7 @@ class RunConfig:
 
     def defaults(self) -> dict[str, Any]:
         """Return the default options and training settings, in the form of :meth:`describe`."""
-        return {"options": asdict(type(self.method)()), "training": TrainingSettings().describe()}
+        return {"options": asdict(type(self.method)()), "training": asdict(TrainingSettings())}
 
     def describe(self) -> dict[str, Any]:
         """Return a description as plain JSON values; equal runs have equal descriptions."""
@@ -179,7 +179,8 @@ class RunConfig:
             "options": asdict(self.method),
             "sparsity": str(self.target),
             "units": asdict(self.units),
-            "training": self.training.describe(),
+            "training": asdict(self.training),
+            "density_warmup": self.method.density_warmup(self.training),
             "names": self.names,
             "ticket": self.ticket.digest if self.ticket else None,
             "start_ticket": self.start_ticket.digest if self.start_ticket else None,

@@ -13,6 +13,7 @@ from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.method import Head, LotteryMethod, Rewind, Round, Source
 from sparsebert.lottery.start_ticket import require_biases_kept, types_of, unit_groups_of
 from sparsebert.mask_learning.learner import Learner
+from sparsebert.mask_learning.movement import Ramped
 from sparsebert.mask_learning.rule import Goal, PrunableUnits, Rule, Scored
 from sparsebert.mask_learning.start_mask import kept_units, require_start_mask, started
 from sparsebert.pruning.pruning_units import PruningUnits
@@ -20,6 +21,7 @@ from sparsebert.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
     from sparsebert.training.best_masks import BestMasks
+    from sparsebert.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class MaskLearningMethod(LotteryMethod):
     @property
     def scope(self) -> str:
         return "matrix"
+
+    def density_warmup(self, training: TrainingSettings) -> str | None:
+        rule = self.rule
+        if not isinstance(rule, Ramped) or training.warmup_steps or training.warmup_ratio:
+            return None
+        return "a tenth of the run" if rule.initial_warmup or rule.final_warmup else None
 
     def rounds(self, sparsity: Fraction) -> tuple[Round, ...]:
         return (Round(Source.LEARNED, sparsity),)
@@ -85,7 +93,7 @@ class MaskLearningMethod(LotteryMethod):
     def goal(self, config: RunConfig, steps: int) -> Goal:
         """Return the goal of a run of ``steps`` optimizer steps."""
         task, taught = str(config.names.get("task", "")), config.distillation is not None
-        return Goal(steps, config.training.warmup_steps, 1 - config.target, task, taught)
+        return Goal(steps, config.training.warmup_of(steps), 1 - config.target, task, taught)
 
     def learner(
         self, model: Any, config: RunConfig, steps: int, origin: Ticket, start: Ticket | None = None

@@ -22,6 +22,7 @@ from sparsebert_kernels.errors import unknown
 if TYPE_CHECKING:
     from sparsebert.lottery.experiment import Experiment, RunConfig
     from sparsebert.lottery.round_hooks import RoundHooks
+    from sparsebert.training.settings import TrainingSettings
 
 
 class Rewind(StrEnum):
@@ -183,6 +184,14 @@ class LotteryMethod(abc.ABC):
             config: Configuration of the run.
             steps: Optimizer steps of a round.
         """
+
+    def density_warmup(self, training: TrainingSettings) -> str | None:
+        """Return what warm-ups of the density are multiples of, unless it is the learning-rate warm-up.
+
+        It is part of a run's description: earlier versions, which had no such phases without a learning-rate
+        warm-up, began runs that cannot be continued with them.
+        """
+        return None
 
     def require_units(self, granularity: str, scope: str) -> None:  # noqa: B027  (a hook)
         """Raise ValueError for a granularity or a scope that the method does not support."""

@@ -17,6 +17,9 @@ STEP = {"help": "share of the weights or units pruned in each round or search st
 BATCHES = {"help": "number of training batches to compute scores on"}
 ACCUMULATE = {"help": "never clear the gradients of the masks, as published"}
 SCORES_LEARNING_RATE = {"help": "learning rate of the mask scores"}
-INITIAL_WARMUP = {"help": "length of the dense phase at the start, in multiples of --warmup-steps"}
-FINAL_WARMUP = {"help": "length of the phase at the final density, in multiples of --warmup-steps"}
+INITIAL_WARMUP = {
+    "help": "length of the dense phase at the start, in multiples of --warmup-steps, or of a tenth of the "
+    "run without a warm-up"
+}
+FINAL_WARMUP = {"help": "length of the phase at the final density, in the same multiples"}
 REGULARISATION = {"help": "weight of the penalty on the mask scores"}

@@ -30,10 +30,9 @@ from sparsebert.pruning.sparsity_schedule import exact, require_share
 class Ramped(Rule):
     """Base class of the rules with a cubic ramp between two constant phases of the run.
 
-    Without a learning-rate warm-up, the ramp spans the whole run.
-
     Attributes:
-        initial_warmup: Length of the first constant phase, in multiples of the learning rate's warm-up steps.
+        initial_warmup: Length of the first constant phase, in multiples of the learning rate's warm-up steps,
+            or without a warm-up of a tenth of the run (``Goal.density_warmup``).
         final_warmup: Length of the last constant phase, in the same multiples.
     """
 
@@ -49,7 +48,7 @@ class Ramped(Rule):
 
     def ramp(self, goal: Goal) -> Ramp:
         """Return the ramp of a run. Raise ValueError if the run is too short for it."""
-        return between_warm_ups(goal.steps, goal.warmup, self.initial_warmup, self.final_warmup)
+        return between_warm_ups(goal.steps, goal.density_warmup, self.initial_warmup, self.final_warmup)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,15 @@ class Goal:
     taught: bool = False
     start: Mapping[str, Fraction] | None = None
 
+    @property
+    def density_warmup(self) -> int:
+        """Steps that the constant phases of the density are multiples of.
+
+        Those of the learning-rate warm-up, as in the published runs; without one a tenth of the run, which
+        is about its share in them (Sanh et al. 2020: 5,400 of 55,000 steps on SQuAD).
+        """
+        return self.warmup or round(self.steps / 10)
+
     def first_density(self, competing: Sequence[UnitGroup]) -> Fraction:
         """Return the share of weights to keep in competing groups at the start: 1 without a start ticket."""
         if self.start is None:

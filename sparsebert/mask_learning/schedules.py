@@ -51,7 +51,7 @@ def between_warm_ups(steps: int, warmup: int, before: float, after: float, curve
 
     Args:
         steps: Optimizer steps of the run.
-        warmup: Steps in which the learning rate warms up.
+        warmup: Steps that ``before`` and ``after`` are multiples of.
         before: Length of the first constant phase, in multiples of ``warmup``.
         after: Length of the last constant phase, in multiples of ``warmup``.
         curve: Shape of the ramp.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from sparsebert_kernels.dtype_names import short_name
 from sparsebert_kernels.errors import unknown
@@ -140,14 +139,3 @@ class TrainingSettings:
             return self.warmup_steps
         # In decimal: a tenth of 30 steps is 3, and not one more because of the binary 0.1.
         return math.ceil(Fraction(repr(self.warmup_ratio)) * steps)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values.
-
-        The optimizer is named only if it is not the default, so that runs of earlier versions, which had no
-        other, still resume.
-        """
-        values = asdict(self)
-        if values["optimizer"] == OPTIMIZERS[0]:
-            del values["optimizer"]
-        return values

@@ -1,4 +1,7 @@
-"""Every sample of the documents runs as printed, but for the model, and fewer steps, rounds and seeds."""
+"""Every sample of the documents runs as printed, but for the model, and fewer steps, rounds and seeds.
+
+A page's sample of an experiment is the file ``experiment.yaml`` of its commands.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ MORE = {
     "arena": ["--budget", "0", "--vs", "onednn", "--batch", "4"],
     "optimize": ["--budget", "0", "--batch", "4", "--granularities", "none"],
     "heal": ["--minutes", "0.02"],
+    "sweep": DATA,
     "bench": ["--budget", "0.05", "--no-memory", "--batch", "2", "--seq", "16"],
 }
 MORE_OF_METHOD = {
@@ -75,6 +79,10 @@ def test_the_samples_run(page: Path, workspace: Path, capsys: pytest.CaptureFixt
         file = workspace / "sample.py"  # a file, which Triton reads its kernels from
         file.write_text(sample.replace(f'"{MODEL}"', '"my-model"'))
         runpy.run_path(str(file), run_name="sample")
+    if experiment := "\n".join(blocks(page, "yaml")):
+        (workspace / "experiment.yaml").write_text(
+            re.sub(r"model: [\w./-]+", "model: my-model", experiment.replace("steps: 60", "steps: 2"))
+        )
     for command in commands(page):
         _run(command, capsys)
 

@@ -177,3 +177,20 @@ def test_defaults_are_those_of_the_published_code() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SoftMovementRule(**options)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "phases"),
+    [(100, 20, (20, 60)), (100, 0, (10, 80)), (37, 0, (4, 29)), (4, 0, (0, 4))],
+)
+def test_the_density_warms_up_without_a_warm_up_of_the_learning_rate(
+    steps: int, warmup: int, phases: tuple[int, int]
+) -> None:
+    """By tenths of the run then: 1 and 2 of them."""
+    ramp = MovementRule(initial_warmup=1, final_warmup=2).ramp(Goal(steps, warmup, Fraction(1, 4)))
+    assert (ramp.begin, ramp.end) == phases
+
+
+def test_without_phases_the_ramp_spans_the_run() -> None:
+    ramp = MovementRule(initial_warmup=0, final_warmup=0).ramp(Goal(7, 0, Fraction(1, 4)))
+    assert (ramp.begin, ramp.end) == (0, 7)

@@ -65,11 +65,3 @@ def test_a_warm_up_ratio_is_a_decimal_share_of_the_schedule_rounded_up(
     ratio: float, steps: int, warmup: int
 ) -> None:
     assert TrainingSettings(warmup_ratio=ratio).warmup_of(steps) == warmup
-
-
-def test_runs_of_earlier_versions_have_the_description_of_the_defaults() -> None:
-    """They named no optimizer and no ratio; a missing name counts as None when a run resumes."""
-    described = TrainingSettings().describe()
-    assert "optimizer" not in described
-    assert described["warmup_ratio"] is None
-    assert TrainingSettings(optimizer="adamax").describe()["optimizer"] == "adamax"
