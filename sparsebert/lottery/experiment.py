@@ -92,6 +92,8 @@ class RunConfig:
             teacher. Scores and metrics that decide on a ticket use only the labels.
         start_ticket: Ticket from which the method starts instead of the dense model, for methods that support
             it. Only its mask is used: the weights are the model's.
+        constant_phases: Whether methods that ramp the density hold it at the start and the end of a run
+            without a learning-rate warm-up, too. Runs that an earlier version began do not.
 
     Raises:
         ValueError: The sparsity is missing, superfluous, outside [0, 1) or different from the sparsity of the
@@ -106,6 +108,7 @@ class RunConfig:
     names: dict[str, Any] = field(default_factory=dict)
     distillation: Distillation | None = None
     start_ticket: Ticket | None = None
+    constant_phases: bool = True
 
     def __post_init__(self) -> None:
         if self.start_ticket is not None:
@@ -180,7 +183,7 @@ class RunConfig:
             "sparsity": str(self.target),
             "units": asdict(self.units),
             "training": asdict(self.training),
-            "density_warmup": self.method.density_warmup(self.training),
+            "density_warmup": self.method.density_warmup(self.training) if self.constant_phases else None,
             "names": self.names,
             "ticket": self.ticket.digest if self.ticket else None,
             "start_ticket": self.start_ticket.digest if self.start_ticket else None,

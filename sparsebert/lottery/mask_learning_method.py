@@ -93,7 +93,8 @@ class MaskLearningMethod(LotteryMethod):
     def goal(self, config: RunConfig, steps: int) -> Goal:
         """Return the goal of a run of ``steps`` optimizer steps."""
         task, taught = str(config.names.get("task", "")), config.distillation is not None
-        return Goal(steps, config.training.warmup_of(steps), 1 - config.target, task, taught)
+        warmup = config.training.warmup_of(steps)
+        return Goal(steps, warmup, 1 - config.target, task, taught, constant_phases=config.constant_phases)
 
     def learner(
         self, model: Any, config: RunConfig, steps: int, origin: Ticket, start: Ticket | None = None

@@ -11,7 +11,7 @@ from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.training.distillation import Distillation
 
 # Method -> option -> its default in earlier versions. All methods then had the distillation of
-# ``Distillation()`` and no warm-up.
+# ``Distillation()`` and no warm-up, and ramps of the density spanned the whole run without one.
 _FORMER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "cap-structured": {"instance_weight": 0.1, "label_weight": 10.0}
 }
@@ -63,6 +63,9 @@ def as_begun(config: RunConfig, folder: RunFolder, say: Callable[[str], object])
     if without_warmup and training.warmup_ratio == method.warmup_ratio is not None:
         config = replace(config, training=replace(training, warmup_ratio=None))
         kept["warmup_steps"] = 0
+    if "density_warmup" not in stored and method.density_warmup(config.training):
+        config = replace(config, constant_phases=False)
+        kept |= {"initial_warmup": 0, "final_warmup": 0}
     if kept:
         values = ", ".join(f"{name} {value:g}" for name, value in kept.items())
         say(f"{folder.path} keeps the defaults of the version that began it: {values}")

@@ -30,6 +30,7 @@ class Goal:
         task: Name of the task, for rules whose published settings depend on it.
         taught: Whether the run distils a teacher, for the same rules.
         start: Group -> share of its weights that the run's start ticket keeps; None without a start ticket.
+        constant_phases: Whether a ramped density is held without a learning-rate warm-up, too.
     """
 
     steps: int
@@ -38,6 +39,7 @@ class Goal:
     task: str = ""
     taught: bool = False
     start: Mapping[str, Fraction] | None = None
+    constant_phases: bool = True
 
     @property
     def density_warmup(self) -> int:
@@ -46,7 +48,7 @@ class Goal:
         Those of the learning-rate warm-up, as in the published runs; without one a tenth of the run, which
         is about its share in them (Sanh et al. 2020: 5,400 of 55,000 steps on SQuAD).
         """
-        return self.warmup or round(self.steps / 10)
+        return self.warmup or (round(self.steps / 10) if self.constant_phases else 0)
 
     def first_density(self, competing: Sequence[UnitGroup]) -> Fraction:
         """Return the share of weights to keep in competing groups at the start: 1 without a start ticket."""

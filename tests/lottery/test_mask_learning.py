@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from sparsebert.lottery import loop
 from sparsebert.lottery.experiment import RunConfig
 from sparsebert.lottery.loop import run
 from sparsebert.lottery.method import lottery_method
-from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.tickets.ticket import Ticket
 from sparsebert.training.trainer import TicketTrainer
@@ -260,13 +258,3 @@ def test_a_schedule_that_does_not_fit_is_refused_before_anything_is_written(tmp_
     with pytest.raises(ValueError, match="a run of 7 steps has no room for the ramp"):
         run(tiny.experiment(), config_of("movement", warmup_steps=3), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_of_an_earlier_version_whose_density_did_not_warm_up_is_not_continued(tmp_path: Path) -> None:
-    config, folder = config_of("movement"), RunFolder(tmp_path)
-    earlier = {name: value for name, value in config.describe().items() if name != "density_warmup"}
-    (tmp_path / "run.json").write_text(json.dumps({"schema": 1, **earlier}))
-    with pytest.raises(ValueError, match="density_warmup None, not 'a tenth of the run'"):
-        folder.require(config.describe(), config.defaults())
-    warmed = config_of("movement", warmup_steps=2)
-    assert warmed.describe()["density_warmup"] is None

@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from sparsebert.lottery.experiment import RunConfig
+from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import lottery_method, lottery_methods
 from sparsebert.lottery.method_defaults import as_begun, with_defaults_of_method
 from sparsebert.lottery.run_folder import RunFolder
@@ -88,6 +89,25 @@ class TestARunOfAnEarlierVersion:
             "keeps the defaults of the version that began it: instance_weight 0.1, label_weight 10, "
             "distill_weight 0.5, distill_temperature 2, warmup_steps 0"
         )
+
+    def test_its_density_is_ramped_over_the_whole_run_without_a_warm_up(self, tmp_path: Path) -> None:
+        folder, said = RunFolder(tmp_path), list[str]()
+        config = tiny.request("movement", sparsity=0.5)
+        earlier = {name: value for name, value in config.describe().items() if name != "density_warmup"}
+        folder.run_json.write_text(json.dumps({"schema": 1, **earlier}))
+        with pytest.raises(ValueError, match="density_warmup None, not 'a tenth of the run'"):
+            folder.require(config.describe(), config.defaults())
+        kept = as_begun(config, folder, said.append)
+        folder.require(kept.describe(), kept.defaults())
+        (line,) = said
+        ending = "the defaults of the version that began it: initial_warmup 0, final_warmup 0"
+        assert line.endswith(ending)
+            "keeps the defaults of the version that began it: initial_warmup 0, final_warmup 0"
+        )
+        method = kept.method
+        assert isinstance(method, MaskLearningMethod)
+        assert method.goal(kept, 100).density_warmup == 0
+        assert method.goal(config, 100).density_warmup == 10
 
     @pytest.mark.parametrize(
         ("change", "message"),
