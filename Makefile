@@ -124,6 +124,15 @@ start-ticket: $(VENV)/.native $(VENV)/.demo  ## what a one-shot ticket saves tra
 	$(PY) -m benchmarks.lottery.start --out benchmarks/results/start_ticket.jsonl --plot benchmarks/results/start_ticket.png $(ARGS)
 	$(PY) -m sparsebert.report.render_docs --write
 
+break-even: $(VENV)/.native  ## speed against sparsity of MiniLM's shape for each format, and where its time goes; writes benchmarks/results/break_even.jsonl
+	@mkdir -p build
+	rm -f build/break_even.jsonl
+	for granularity in element 4x1 'panel(32,2)' neuron; do \
+	    $(VENV)/bin/sparsebert bench --model minilm --granularity "$$granularity" --sparsity 0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95 \
+	        --batch 8 --no-memory --budget 4 --json build/break_even.jsonl $(ARGS) || exit 1; done
+	$(VENV)/bin/sparsebert bench --model minilm --sparsity 0.9 --batch 8 --profile --json build/break_even.jsonl
+	mv build/break_even.jsonl benchmarks/results/
+
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
 lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on real tasks (data in SPARSEBERT_DATA); writes benchmarks/results/
 	@mkdir -p build benchmarks/results
@@ -185,5 +194,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
+.PHONY: help break-even setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
     lottery arena one-shot start-ticket docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all

@@ -141,16 +141,21 @@ def _print_metrics(rows: Sequence[Record]) -> None:
 def _format_text(row: Record) -> str:
     """Return a line about the length of the examples, and how it differs from that in training."""
     used, trained = row["text_format"], row["trained_text_format"]
-    length = f"{row['task']}: examples of at most {used['max_length']} tokens"
-    others = [f"{name} {value}" for name, value in used.items() if name != "max_length"]
-    text = ", ".join([length, *others])
+    others = [_setting_text(name, value) for name, value in used.items() if name != "max_length"]
+    text = ", ".join([f"{row['task']}: examples of at most {used['max_length']} tokens", *others])
     if trained is None:
         return f"{text}; the model does not record the format of its training"
-    names = dict.fromkeys([*used, *trained])
-    different = [
-        f"{name} {trained.get(name, 'none')}" for name in names if used.get(name) != trained.get(name)
-    ]
-    return f"{text}, not as in training: {', '.join(different)}" if different else f"{text}, as in training"
+    names = [name for name in dict.fromkeys([*used, *trained]) if used.get(name) != trained.get(name)]
+    different = ", ".join(_setting_text(name, trained.get(name)) for name in names)
+    return f"{text}; in training {different}" if different else f"{text}, as in training"
+
+
+def _setting_text(name: str, value: object) -> str:
+    """Return a field of a text format in words."""
+    words = name.replace("_", " ")
+    if value is True:
+        return words
+    return f"no {words}" if value is None or value is False else f"{words} {value}"
 
 
 def _summary_row(metric: str, rows: Sequence[Record], dense_rows: Sequence[Record]) -> Record:

@@ -47,8 +47,8 @@ def front_tables(records: Iterable[Record]) -> list[Table]:
         notes = (
             f"{len(shown)} of {counted(len(front.forms), 'form')}: no other is better in one and as good "
             "in the other of quality and speed (fastest *), or of quality and bytes (smallest *). Compared "
-            "are qualities as shown, speeds with two significant digits and bytes with three, since speeds "
-            f"scatter by a few per cent. {front.about}",
+            "are qualities as shown, and speeds and bytes with two significant digits, since speeds scatter "
+            f"by a few per cent. {front.about}",
             f"{front.machine}.",
             *front.holes,
             *_unsized(front),
@@ -69,7 +69,7 @@ def front_pictures(records: Iterable[Record]) -> list[Picture]:
     machines = len({front.machine for front in drawn})
     apart = " Each row has a model, a machine and a workload of its own." if len(drawn) > 1 else ""
     if machines > 1:
-        apart += f" The rows are from {machines} machines: compare forms within a row only."
+        apart += f" The rows are from {machines} machines or settings: compare within a row."
     return [
         Picture(
             "Quality against measured speed and against bytes",

@@ -20,7 +20,7 @@ from sparsebert.report.format import (
 from sparsebert.report.fronts import DENSE, Form, Front
 from sparsebert.report.lottery_tables import NAMES as METHODS
 from sparsebert.report.lottery_tables import points
-from sparsebert.report.run_series import metric_of, series
+from sparsebert.report.run_series import dense_rounds, metric_of, series
 from sparsebert.tasks import metrics
 from sparsebert.tasks.verdict import Summary, chance_of, summary
 
@@ -64,9 +64,9 @@ def _of_benchmark(records: Sequence[Record]) -> Iterator[Front]:
 
 def _of_runs(records: Sequence[Record]) -> Iterator[Front]:
     """Yield the fronts of runs, whose tickets "bench" records have timed."""
-    if not (benches := _identified(records)):
-        return
     rounds = [row for row in records if row["kind"] == "round" and "part" not in row]
+    if not rounds or not (benches := _identified(records)):
+        return
     for (task, model), rows in _by_model(rounds).items():
         metric = metric_of(rows[0])
         judged = [
@@ -76,17 +76,17 @@ def _of_runs(records: Sequence[Record]) -> Iterator[Front]:
             if seeds[0]["sparsity"]
             for each in _judged(name, metric, seeds, benches)
         ]
-        dense = [row["metrics"][metric] for row in rows if not row["sparsity"]]
+        dense = [row["metrics"][metric] for row in dense_rounds(rows)]
         title, chance = f"Tickets of {model} on {task}", chance_of(rows[0], metric)
         yield from _joined(title, metric, judged, _summary(dense), benches, _trained(rows), chance)
 
 
 def _of_evaluations(records: Sequence[Record]) -> Iterator[Front]:
     """Yield the fronts of models that ``sparsebert eval`` judged with tickets that were timed."""
-    if not (benches := _identified(records)):
+    evaluations = [row for row in records if row["kind"] == "eval"]
+    if not evaluations or not (benches := _identified(records)):
         return
     methods = {row["ticket"]["masks_sha256"]: row["ticket"].get("method") for row in benches}
-    evaluations = [row for row in records if row["kind"] == "eval"]
     for (task, model), rows in _by_model(evaluations).items():
         metric = metric_of(rows[0])
         tickets: dict[str, list[Record]] = {}

@@ -50,8 +50,8 @@ class Form:
 class Front:
     """The forms of one model, all judged alike and timed on one machine with one workload.
 
-    Its Pareto fronts compare figures as far as they tell forms apart: quality as it is shown, speed with two
-    significant digits, since paired medians scatter by a few per cent, and bytes with three.
+    Its Pareto fronts compare figures as far as they tell forms apart: quality as it is shown, speed and
+    bytes with two significant digits, since paired medians scatter by a few per cent.
 
     Attributes:
         title: Model and task.
@@ -76,14 +76,14 @@ class Front:
     @property
     def fastest(self) -> list[Form]:
         """The Pareto front of quality and speed, from the slowest to the fastest."""
-        kept = pareto([(form.shown_quality, _rounded(form.speed, 2)) for form in self.forms])
+        kept = pareto([(form.shown_quality, _rounded(form.speed)) for form in self.forms])
         return sorted((self.forms[index] for index in kept), key=lambda form: form.speed)
 
     @property
     def smallest(self) -> list[Form]:
         """The Pareto front of quality and bytes, from the smallest to the largest."""
         sized = [form for form in self.forms if form.model_bytes is not None]
-        kept = pareto([(form.shown_quality, -_rounded(form.model_bytes or 0, 3)) for form in sized])
+        kept = pareto([(form.shown_quality, -_rounded(form.model_bytes or 0)) for form in sized])
         return sorted((sized[index] for index in kept), key=lambda form: form.model_bytes or 0)
 
     @property
@@ -107,5 +107,5 @@ def pareto(values: Sequence[tuple[float, float]]) -> list[int]:
     ]
 
 
-def _rounded(value: float, digits: int) -> float:
-    return float(f"{value:.{digits}g}")
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}")

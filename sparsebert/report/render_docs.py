@@ -41,7 +41,7 @@ BLOCK = re.compile(
     r"(<!-- results: (?P<kind>\S+) (?P<file>\S+) -->\n)(?P<body>.*?)(<!-- /results -->)", re.DOTALL
 )
 PICTURES = re.compile(
-    r"(<!-- picture: (?P<kind>\S+) (?P<files>\S.*) (?P<target>\S+\.png) -->\n)"
+    r"(<!-- picture: (?P<kind>\S+) (?P<files>\S[^\n]*?) (?P<target>\S+\.png) -->\n)"
     r"(?P<body>.*?)(<!-- /picture -->)",
     re.DOTALL,
 )

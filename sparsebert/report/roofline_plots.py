@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsebert.report.format import Record, span_text
 from sparsebert.report.picture import Picture
@@ -99,12 +99,12 @@ def modelled_figure(title: str, limits: Record, layers: Sequence[ModelledLayer])
     figure, axes = new_figure()
     low, high = min(each.intensity for each in layers) / 2, max(each.intensity for each in layers) * 2
     peak = limits["matmul"]
-    for name, words, style in (("memory", "from memory", "-"), ("l2", "from the L2 cache", "--")):
+    for name, words, dashes in (("memory", "from memory", "-"), ("l2", "from the L2 cache", "--")):
         bandwidth = limits[name]
         xs = [low, min(max(peak / bandwidth, low), high), high]
         ys = [min(peak, bandwidth * x) / 1e12 for x in xs]
         label = f"limit, {words}: {bandwidth / 1e12:g} TB/s"
-        axes.plot(xs, ys, style, color="0.3", linewidth=1, label=label)
+        axes.plot(xs, ys, dashes, color="0.3", linewidth=1, label=label)
     for number, series in enumerate(dict.fromkeys(each.series for each in layers)):
         members = [each for each in layers if each.series == series]
         axes.scatter(
@@ -120,14 +120,10 @@ def modelled_figure(title: str, limits: Record, layers: Sequence[ModelledLayer])
     axes.set_yscale("log")
     axes.set_xlabel("useful FLOP per byte of weights and activations")
     axes.set_ylabel("modelled useful TFLOP/s")
-    axes.annotate(
-        f"{peak / 1e12:g} TFLOP/s",
-        (low, peak / 1e12),
-        (4, 4),
-        textcoords="offset points",
-        fontsize=8,
-        color="0.3",
-    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "0.3", "ha": "right"}
+    axes.annotate(f"{peak / 1e12:g} TFLOP/s", (high, peak / 1e12), (0, 4), **style)
     axes.set_title(title, loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure

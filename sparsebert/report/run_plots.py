@@ -10,7 +10,7 @@ from sparsebert.report.format import Record, counted, machine_text, mean_text, s
 from sparsebert.report.picture import Picture
 from sparsebert.report.plots import line_style, new_figure
 from sparsebert.report.point_labels import label_points
-from sparsebert.report.run_series import costs, metric_of, series
+from sparsebert.report.run_series import costs, dense_rounds, metric_of, series
 from sparsebert.report.table import Table
 from sparsebert.tasks.verdict import summary
 
@@ -94,7 +94,7 @@ def run_figure(rounds: Sequence[Record]) -> Figure:
     """
     figure, axes = new_figure()
     metric, scale = metric_of(rounds[0]), _scale(rounds)
-    if dense := [scale * row["metrics"][metric] for row in rounds if not row["sparsity"]]:
+    if dense := [scale * row["metrics"][metric] for row in dense_rounds(rounds)]:
         mean = summary(dense)
         axes.axhline(mean.mean, color="0.3", linewidth=1, label="dense")
         if mean.std:

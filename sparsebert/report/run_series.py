@@ -65,6 +65,17 @@ def costs(by_round: Mapping[int, list[Record]]) -> list[Spent]:
     return spent
 
 
+def dense_rounds(rounds: Iterable[Record]) -> list[Record]:
+    """Return the rounds of dense runs; if there are none, the longest rounds without sparsity.
+
+    Early-Bird's search has no sparsity either, but ends with the draw.
+    """
+    whole = [row for row in rounds if not row["sparsity"]]
+    longest = max((row["steps"] for row in whole), default=0)
+    runs = [row for row in whole if row["method"] == "dense"]
+    return runs or [row for row in whole if row["steps"] == longest]
+
+
 def metric_of(row: Record) -> str:
     """Return the primary metric of a round's task; of the user's tasks, the first metric."""
     return primary(row["task"]) if row["task"] in TASKS else next(iter(row["metrics"]))

@@ -30,6 +30,7 @@ def test_records_hold_ours_first_with_ratios_against_the_bars(tiny, quiet_machin
     assert ours["rounds"] == 3
     assert ours["gate"]["error"] <= ours["gate"]["tolerance"]
     assert ours["ticket"]["sparsity"] == pytest.approx(0.9, abs=1e-4)
+    assert ours["ticket"]["masks_sha256"] == tiny.ticket.digest
     assert ours["environment"]["versions"]["torch"] == torch.__version__
     assert json.loads(json.dumps(rows)) == rows
 

@@ -209,10 +209,11 @@ class TestFolders:
 class TestReport:
     def test_it_says_what_was_gained(self, asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert app.main(asked) == 0
-        work, loss, cosine, wrote = capsys.readouterr().out.splitlines()
+        work, loss, cosine, used, wrote = capsys.readouterr().out.splitlines()
         assert work.startswith("6 steps, ")
         assert loss.startswith("held-out loss ")
         assert cosine.startswith("cosine to the dense model's embeddings 0.")
+        assert used.startswith("used ")
         assert wrote.startswith("wrote ")
 
     def test_a_record_holds_it(self, asked: list[str], tmp_path: Path) -> None:

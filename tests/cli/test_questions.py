@@ -70,7 +70,7 @@ class TestSquad2:
         capsys.readouterr()
         row = evaluated(run, squad2, tmp_path / "rows.jsonl")
         assert row["metrics"] == logged["metrics"]
-        windows = "squad2: examples of at most 24 tokens, doc_stride 6, max_context True"
+        windows = "squad2: examples of at most 24 tokens, doc stride 6, max context"
         assert f"{windows}, as in training" in capsys.readouterr().out
         assert row["text_format"] == {"max_length": 24, "doc_stride": 6, "max_context": True}
 
@@ -79,7 +79,7 @@ class TestSquad2:
     ) -> None:
         capsys.readouterr()
         row = evaluated(run, squad2, tmp_path / "rows.jsonl", "--max-length", "40", "--no-max-context")
-        line = "of at most 40 tokens, doc_stride 6, max_context False, not as in training: max_length 24, max"
+        line = "of at most 40 tokens, doc stride 6, no max context; in training max length 24, max context\n"
         assert line in capsys.readouterr().out
         assert row["text_format"]["max_length"] == 40
         assert row["trained_text_format"]["max_length"] == 24

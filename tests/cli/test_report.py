@@ -58,6 +58,17 @@ def titles(capsys: pytest.CaptureFixture[str], tmp_path: Path, *sources: str) ->
 
 
 class TestWhatIsShown:
+    def test_runs_and_the_speed_of_their_tickets_are_joined_in_a_front(
+        self, here: Path, bert: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        speed = tmp_path / "speed.jsonl"
+        bench = ["bench", "--model", str(bert), "--ticket", "runs/half/seed-1", "--json", str(speed)]
+        assert app.main([*bench, "--seq", "8", "--budget", "0.1", "--no-memory"]) == 0
+        capsys.readouterr()
+        found = titles(capsys, tmp_path, "runs", str(speed))
+        assert found[0] == f"Pareto front: Tickets of {bert.name} on sst2"
+        assert "Pareto front" not in "".join(titles(capsys, tmp_path, "runs"))
+
     def test_all_that_a_file_of_results_holds(
         self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:

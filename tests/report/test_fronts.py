@@ -117,6 +117,14 @@ def test_without_a_dense_run_there_is_no_dense_point_and_it_is_said(timed_run: A
     assert made.holes == ("Without the dense model: no dense run is among the records.",)
 
 
+def test_a_search_that_ended_early_is_no_dense_run(timed_run: Any) -> None:
+    without = [row for row in timed_run if row.get("method") != "dense"]
+    searched = run_rounds("early-bird", [0.0], [0.5], seed=7, steps=110)
+    trained = run_rounds("imp", [0.0], [0.83], seed=9, run="whole")
+    (made,) = fronts([*without, *searched, *trained])
+    assert made.forms[0].quality == pytest.approx(83.0)
+
+
 def test_bench_records_that_name_no_ticket_are_never_guessed_to_belong_to_a_run(timed_run: Any) -> None:
     old = [row | {"ticket": ticket("", row["ticket"]["sparsity"])} for row in timed_run if "ratio" in row]
     assert fronts([row for row in timed_run if "ratio" not in row] + old) == []
@@ -130,7 +138,7 @@ def test_two_machines_are_kept_apart_and_it_is_said(timed_run: Any) -> None:
     assert there.machine.startswith("Another")
     assert [each.name for each in here.forms] == [each.name for each in there.forms]
     (picture,) = front_pictures([*timed_run, *other])
-    assert "The rows are from 2 machines: compare forms within a row only." in picture.caption
+    assert "The rows are from 2 machines or settings: compare within a row." in picture.caption
     assert len(front_figure([here, there]).axes) == 6
 
 

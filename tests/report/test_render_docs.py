@@ -101,6 +101,16 @@ def test_a_picture_is_drawn_of_several_files_and_shown_with_its_text(illustrated
     assert (illustrated.parent / "speed.png").read_bytes() == first
 
 
+def test_each_of_two_pictures_has_its_own_file(illustrated):
+    pytest.importorskip("matplotlib")
+    text = illustrated.read_text()
+    illustrated.write_text(text + text.replace("speed.png", "again.png"))
+    assert main(["--write", str(illustrated)]) == 0
+    drawn = sorted(path.name for path in illustrated.parent.glob("*.png"))
+    assert drawn == ["again.png", "speed.png"]
+    assert illustrated.read_text().count("![Speed-up") == 2
+
+
 def test_check_names_a_picture_whose_text_is_stale_or_that_is_not_drawn(illustrated, capsys):
     assert main(["--check", str(illustrated)]) == 1
     error = capsys.readouterr().err

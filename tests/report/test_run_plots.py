@@ -80,7 +80,7 @@ def test_the_page_of_a_run_has_its_picture_and_machine(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     # The metric against sparsity, and what the rounds cost.
     assert text.count('role="img"') == 2
-    assert "not recorded" not in text
+    assert "machine not recorded" not in text
     assert environment["cpu"].split("(")[0] in text
 
 
