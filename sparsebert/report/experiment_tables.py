@@ -117,7 +117,9 @@ def _title(group: Sequence[Record]) -> str:
     first = group[0]
     if not first["small"]:
         return str(first["title"])
-    models = ", ".join(dict.fromkeys(str(row["model"]).rpartition("/")[2] for row in group))
+    # None is the model of another cell.
+    names = dict.fromkeys(row["model"].rpartition("/")[2] for row in group if row["model"] is not None)
+    models = ", ".join(names)
     return f"{first['title']}: small preset on {models}, another model than the paper's"
 
 
@@ -165,7 +167,10 @@ def _notes(group: Sequence[Record]) -> list[str]:
         )
         notes.append(f"In brackets: {source['paper']}{f' ({where})' if where else ''}.")
     if first["small"]:
-        notes.append("The small preset trains another model: its numbers show the shape of the result alone.")
+        notes.append(
+            "The small preset trains another model, with options of its own: its numbers show the shape of "
+            "the result alone."
+        )
     return notes
 
 
