@@ -119,6 +119,7 @@ def _upper(text: str) -> str:
 
 def _speedup_lines(axes: Axes, curve: Curve, reference: str, number: int) -> None:
     style = line_style(number)
+    crossing = break_even(curve.points(reference))
     for baseline in dict.fromkeys((reference, "eager")):
         rows = [row for row in curve.records if baseline in row["ratio"]]
         if not rows:
@@ -126,6 +127,8 @@ def _speedup_lines(axes: Axes, curve: Curve, reference: str, number: int) -> Non
         sparsities = [100 * row["ticket"]["sparsity"] for row in rows]
         ratios = [row["ratio"][baseline] for row in rows]
         label = f"{curve.name}, against {baseline_name(baseline, rows[0]['environment'])}"
+        if crossing is not None and baseline == reference:
+            label += f": break-even {crossing:.0f} %"
         # The legend of a single point shows no line.
         dashes = "none" if len(rows) == 1 else "-" if baseline == reference else "--"
         axes.plot(
@@ -139,17 +142,8 @@ def _speedup_lines(axes: Axes, curve: Curve, reference: str, number: int) -> Non
             alpha=0.15,
             linewidth=0,
         )
-    crossing = break_even(curve.points(reference))
     if crossing is not None:
         axes.plot([crossing], [1], marker="o", markersize=10, markerfacecolor="none", color=style["color"])
-        axes.annotate(
-            f"break-even {crossing:.0f} %",
-            (crossing, 1),
-            # One below the other, where two lines cross at nearly the same place.
-            xytext=(8, -14 * (1 + len(axes.texts))),
-            textcoords="offset points",
-            color=style["color"],
-        )
 
 
 def _numbers(drawn: Sequence[Curve]) -> Table:

@@ -20,6 +20,7 @@ and of a cell that is done:
     steps, rounds, sessions       optimizer steps, rounds, and how often the run was started
     seconds                       wall time of the run
     memory                        peak memory of the last round
+    resources, fingerprints       as in the record of the run
     speed                         if measured: see :mod:`sparsebert.workflows.sweep_speed`
 """
 
@@ -83,6 +84,7 @@ def done_record(grid: Grid, cell: Cell, folder: Path, environment: Record) -> Re
         "sessions": sum(row["sessions"] for row in rounds),
         "seconds": finished["seconds"],
         "memory": rounds[-1]["memory"],
+        **{name: finished.get(name) for name in ("resources", "fingerprints")},
     }
     return _record(grid, cell, fields, best["environment"] or environment)
 

@@ -102,8 +102,6 @@ class TestARunOfAnEarlierVersion:
         (line,) = said
         ending = "the defaults of the version that began it: initial_warmup 0, final_warmup 0"
         assert line.endswith(ending)
-            "keeps the defaults of the version that began it: initial_warmup 0, final_warmup 0"
-        )
         method = kept.method
         assert isinstance(method, MaskLearningMethod)
         assert method.goal(kept, 100).density_warmup == 0

@@ -66,6 +66,16 @@ def test_break_even_is_said_below_the_table_and_in_the_alt_text(bench_record):
     assert picture.alt.endswith("Element 0.80x at 20 % to 4.00x at 90 %; 2:4 1.25x at 40 % to 4.00x at 90 %.")
 
 
+def test_the_legend_names_the_break_even_that_a_ring_marks(bench_record):
+    rows = [bench_record(sparsity=s, ratio=ratios(r, 2 * r)) for s, r in ((0.2, 0.8), (0.4, 1.25))]
+    (axes,) = speedup_figure(rows).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[0] == "element, against oneDNN: break-even 30 %"
+    assert [line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 1] == [
+        pytest.approx(30)
+    ]
+
+
 def test_a_forced_format_is_a_line_of_its_own(bench_record):
     rows = [bench_record(0.9), bench_record(0.9, format="bitmap")]
     assert [curve.name for curve in curves(rows)] == ["element", "element, format bitmap"]
