@@ -79,7 +79,7 @@ class TestWhatIsShown:
             "Evaluated on sst2",
             "Evaluated on sst2, over seeds, accuracy",
             "Tickets pruned without training",
-            "Machine",
+            "Resources of rounds",
         ]
 
     def test_runs_by_seed_are_summarised_and_judged_by_dense_ones_as_their_command_did(
@@ -87,7 +87,7 @@ class TestWhatIsShown:
     ) -> None:
         (given,) = results.read("results.jsonl", "seeds")
         assert app.main(["report", "runs/half", "runs/dense", "--json", str(tmp_path / "t")]) == 0
-        _, judged = results.read(tmp_path / "t", "report")
+        _, judged, *_ = results.read(tmp_path / "t", "report")
         mine, dense = (dict(zip(judged["columns"], row, strict=True)) for row in judged["rows"])
         assert (mine["run"], dense["run"]) == ("runs/half", "runs/dense")
         assert (mine["mean"], mine["verdict"]) == (f"{given['mean']:.4f}", given["verdict"])
@@ -99,7 +99,8 @@ class TestWhatIsShown:
     ) -> None:
         assert titles(capsys, tmp_path, "runs") == titles(capsys, tmp_path, "runs/half", "runs/dense")
         one = titles(capsys, tmp_path, "runs/half/seed-1")
-        assert one == ["Rounds: tiny-bert on sst2, runs/half, random, element"]
+        run = "tiny-bert on sst2, runs/half, random, element"
+        assert one == [f"Rounds: {run}", f"Resources of rounds: {run}"]
         assert titles(capsys, tmp_path, "runs/half/seed-1/log.jsonl") == one
 
     def test_what_is_given_twice_counts_once(
@@ -244,8 +245,11 @@ class TestRefusals:
                 '{"schema": 1, "kind": "trial"}\n{"schema": 1, "kind": "trial"}\n',
                 "holds no records that a table can show: kinds: 'trial' (2)",
             ),
-            ('{"schema": 1, "kind": "layer"}\n', "KeyError: 'environment'"),
-            ('{"schema": 1, "kind": "bench"}\n', "KeyError: 'environment'"),
+            (
+                '{"schema": 1, "kind": "layer"}\n',
+                "holds no records that a table can show: kinds: 'layer' (1)",
+            ),
+            ('{"schema": 1, "kind": "bench"}\n', "KeyError: 'workload'"),
             (
                 '{"schema": 1, "kind": "run", "task": "sst2", "model": "tiny"}\n',
                 "x.jsonl holds no records that a table can show: kinds: 'run'",
