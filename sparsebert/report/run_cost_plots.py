@@ -92,7 +92,8 @@ def cost_pictures(records: Iterable[Record]) -> list[Picture]:
         machine = machine_text(environment) if environment else UNKNOWN
         caption = f"{machine}. Means over {counted(max(cost.seeds for cost in drawn), 'seed')}. "
         if any(cost.memory is not None for cost in drawn):
-            caption += f"Memory: MB {_memory_name(drawn)}, of the process so far."
+            spans = " or ".join(dict.fromkeys(map(_peak_span, rows)))
+            caption += f"Memory: MB {_memory_name(drawn)}, {spans}."
         missing = [cost.name for cost in drawn if cost.memory is None]
         if missing:
             caption += f" Records without memory: {', '.join(missing)}."
@@ -109,6 +110,12 @@ def cost_pictures(records: Iterable[Record]) -> list[Picture]:
             )
         )
     return pictures
+
+
+def _peak_span(row: Record) -> str:
+    """Return the time of which a round's peak is; records without resources reset none."""
+    reset = (row.get("resources") or {"process_peak": True})["process_peak"] is False
+    return "of the round" if reset else "of the process so far"
 
 
 def cost_figure(title: str, machine: str, costs: Sequence[RoundCost]) -> Figure:

@@ -81,3 +81,11 @@ def test_many_rounds_are_cut_and_it_is_said() -> None:
     assert "The first 60 of 70 rounds; the file of numbers holds all." in picture.caption
     assert picture.numbers is not None
     assert len(picture.numbers.rows) == 70
+
+
+def test_a_peak_that_was_reset_is_that_of_the_round() -> None:
+    rows = rounds("imp", [0.5], [0.8], memory={"peak_rss_bytes": 10**9})
+    (so_far,) = cost_pictures(rows)
+    assert "of the process so far" in so_far.caption
+    (of_round,) = cost_pictures([row | {"resources": {"process_peak": False}} for row in rows])
+    assert "of the round." in of_round.caption
