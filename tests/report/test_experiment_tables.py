@@ -86,7 +86,7 @@ def test_ours_stand_beside_theirs_and_holes_have_their_reason() -> None:
 def test_the_small_preset_is_another_model_and_has_no_difference() -> None:
     small = {"small": True, "model": "some/minilm", "published": {"mean": 80.0, "std": None}}
     # The second row trains the model of another cell.
-    overview, details = experiment_tables([row(**small), row("pruned", **small | {"model": None})])
+    overview, details = experiment_tables([row(**small), row("dense", **small | {"model": None})])
     assert overview.title == "Winning tickets: small preset on minilm, another model than the paper's"
     assert dict(zip(details.columns, details.rows[0], strict=True))["difference"] == ""
     assert "Difference is empty: another model." in details.notes
