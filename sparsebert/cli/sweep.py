@@ -29,7 +29,9 @@ def sweep(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="experiment, such as benchmarks/experiments/chen.yaml", show_default=False
+            metavar="FILE",
+            help="experiment, such as benchmarks/experiments/chen-table-2.yaml",
+            show_default=False,
         ),
     ],
     small: Annotated[
@@ -98,6 +100,7 @@ def sweep(
     out = out or Path("runs") / (f"{grid.name}-small" if small else grid.name)
     require_folders({"--out": out, "--data": data})
     require_records("--json", json)
+    _require_models(models, grid)
     lines = _Lines(out, data, models)
     for cell in grid.cells:
         _check(cell, grid, lines)
@@ -180,6 +183,14 @@ def _model_folders(pairs: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--model-folder {pair}: {folder} is not a folder")
         models[name] = folder
     return models
+
+
+def _require_models(folders: Mapping[str, str], grid: Grid) -> None:
+    """Raise ValueError for a folder of a model that no cell has."""
+    models = dict.fromkeys(str(each.options["model"]) for each in grid.cells if "model" in each.options)
+    for name in folders:
+        if name not in models:
+            raise unknown(f"model of {grid.name} in --model-folder", name, list(models))
 
 
 def _check(cell: Cell, grid: Grid, lines: _Lines) -> None:

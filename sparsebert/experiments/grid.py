@@ -46,10 +46,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Published:
-    """A number of the paper, in the experiment's unit, and its standard deviation if the paper has one."""
+    """A number of the paper.
+
+    Attributes:
+        mean: The number, in the experiment's unit.
+        std: Its standard deviation; None where the paper has none.
+        column: The paper's label of the column, if the small preset has another; else "".
+    """
 
     mean: float
     std: float | None = None
+    column: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparsebert.experiments.grid import Cell, Grid, Place, Published, Reference
@@ -74,30 +74,30 @@ def read_experiment(path: str | os.PathLike[str], options: TrainOptions, *, smal
         if name not in top:
             raise ValueError(f"{document.file}: {name} is missing")
     whole = _part(top, options)
-    if not whole.rows or not whole.columns:
-        raise top["columns" if whole.rows else "rows"].error("the grid has no cells: name a row and a column")
-    preset = _small(top["small"], whole, options) if "small" in top else None
-    if small and preset is None:
-        raise ValueError(f"{document.file} has no small preset: run it whole")
-    grids = [
-        Grid(
-            name=document.file.stem,
-            title=top["title"].line_of_text("title"),
-            rows=_labels(whole, part, "rows"),
-            columns=_labels(whole, part, "columns"),
-            cells=tuple(in_order(list(_cells(document.file, whole, part)))),
-            source=_source(top),
-            notes=top["notes"].text("notes").strip() if "notes" in top else "",
-            metrics=_metrics(top, whole),
-            published=_published(top, whole),
-            relative_to=_relative_to(top, whole),
-            unit=_unit(top),
-            unavailable=_unavailable(top, whole),
-            small=part is preset,
-        )
-        for part in (whole, *([preset] if preset else []))
-    ]
-    return grids[-1] if small else grids[0]
+    grid = Grid(
+        name=document.file.stem,
+        title=top["title"].line_of_text("title"),
+        rows=_labels(whole, whole, "rows"),
+        columns=_labels(whole, whole, "columns"),
+        cells=_ordered(document.file, whole, whole, top["rows"]),
+        source=_source(top),
+        notes=top["notes"].text("notes").strip() if "notes" in top else "",
+        metrics=_metrics(top, whole),
+        published=_published(top, whole),
+        relative_to=_relative_to(top, whole),
+        unit=_unit(top),
+        unavailable=_unavailable(top, whole),
+    )
+    if "small" not in top:
+        if small:
+            raise ValueError(f"{document.file} has no small preset: run it whole")
+        return grid
+    preset = _small(top["small"], whole, options)
+    columns, cells = _labels(whole, preset, "columns"), _ordered(document.file, whole, preset, top["small"])
+    published = _published_for(cells, columns, grid)
+    rows = _labels(whole, preset, "rows")
+    small_grid = replace(grid, rows=rows, columns=columns, cells=cells, published=published, small=True)
+    return small_grid if small else grid
 
 
 def _known(node: Node, what: str, kind: str, keys: Collection[str]) -> dict[str, Node]:
@@ -229,6 +229,15 @@ def _labels(whole: _Part, part: _Part, which: str) -> dict[str, str]:
     return {name: shown[name].label or level.label or name for name, level in levels.items() if name in shown}
 
 
+def _ordered(file: Path, whole: _Part, part: _Part, node: Node) -> tuple[Cell, ...]:
+    """Return the cells in the order of their runs. Raises ValueError if there are none."""
+    cells = tuple(in_order(list(_cells(file, whole, part))))
+    if not cells:
+        what = "grid" if part is whole else "small preset"
+        raise node.error(f"the {what} has no cells: name a row and a column")
+    return cells
+
+
 def _cells(file: Path, whole: _Part, part: _Part) -> Iterator[Cell]:
     """Yield the cells seed by seed, row by row."""
     for seed in part.seeds:
@@ -342,9 +351,23 @@ def _published(top: Mapping[str, Node], whole: _Part) -> dict[Place, Published]:
     return numbers
 
 
+def _published_for(cells: Sequence[Cell], columns: Mapping[str, str], whole: Grid) -> dict[Place, Published]:
+    """Return the paper's numbers of the small preset's cells; a cell of another task has none."""
+    tasks = {each.place: each.options.get("task") for each in whole.cells}
+    numbers = {}
+    for place, task in {each.place: each.options.get("task") for each in cells}.items():
+        if (number := whole.published.get(place)) is not None and task == tasks.get(place):
+            label = whole.columns[place.column]
+            numbers[place] = replace(number, column="" if columns[place.column] == label else label)
+    return numbers
+
+
 def _mean_and_deviation(node: Node) -> Sequence[float]:
     if not isinstance(node.value, list):
         return (node.number("a published number"),)
     if len(node.value) != 2:
         raise node.error("a published number with its deviation must be [mean, deviation]")
-    return [each.number("a published number") for each in node.value]
+    mean, std = (each.number("a published number") for each in node.value)
+    if std < 0:
+        raise node.error(f"a deviation must be at least 0, got {std:g}")
+    return mean, std

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sparsebert.report.format import MISSING, Record, counted, megabytes, ratio_text, span_text
+from sparsebert.report.format import (
+    MISSING,
+    Record,
+    counted,
+    listed,
+    machine_key,
+    machine_text,
+    megabytes,
+    ratio_text,
+    span_text,
+)
 from sparsebert.report.table import Table
 from sparsebert.tasks import verdict
 
@@ -86,10 +96,10 @@ def experiment_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def _experiments(records: Iterable[Record]) -> list[list[Record]]:
-    """Group records by experiment and preset, and by model for the small one; the latest of a run counts."""
+    """Group records by experiment and preset; the latest of a run counts."""
     latest: dict[tuple[object, ...], Record] = {}
     for row in records:
-        latest[row["experiment"], row["small"], *row["place"], row["seed"]] = row
+        latest[row["experiment"], row["small"], row["row"], row["column"], row["seed"]] = row
     groups: dict[tuple[object, ...], list[Record]] = {}
     for row in latest.values():
         groups.setdefault((row["experiment"], row["small"]), []).append(row)
@@ -165,13 +175,21 @@ def _notes(group: Sequence[Record]) -> list[str]:
         where = ", ".join(
             filter(None, (source["table"], f"page {source['page']}" if source["page"] else "", source["url"]))
         )
-        notes.append(f"In brackets: {source['paper']}{f' ({where})' if where else ''}.")
+        theirs = "In brackets:" if _has_published(group) else "The experiment is that of"
+        theirs += f" {source['paper']}{f' ({where})' if where else ''}"
+        columns = dict.fromkeys((row["published"] or {}).get("column") for row in group)
+        others = listed(filter(None, columns))
+        notes.append(f"{theirs}{f', column {others}' if others else ''}.")
     if first["small"]:
         notes.append(
             "The small preset trains another model, with options of its own: its numbers show the shape of "
             "the result alone."
         )
     return notes
+
+
+def _has_published(group: Sequence[Record]) -> bool:
+    return any(row["published"] is not None for row in group)
 
 
 def _details(group: Sequence[Record], cells: dict[tuple[str, str], Cell]) -> Table:
@@ -216,8 +234,8 @@ def _details(group: Sequence[Record], cells: dict[tuple[str, str], Cell]) -> Tab
 
 
 def _detail_notes(group: Sequence[Record]) -> list[str]:
-    notes = ["Minutes: wall time of all seeds. Ticket: its file, a bit a weight."]
-    if group[0]["small"]:
+    notes = ["Minutes: wall time of all seeds. Ticket: its file, a bit a weight.", *_machine_notes(group)]
+    if group[0]["small"] and _has_published(group):
         notes.append("Difference is empty: another model.")
     measured = [row["speed"] for row in group if row.get("speed", {}).get("ratio")]
     if measured:
@@ -231,6 +249,22 @@ def _detail_notes(group: Sequence[Record]) -> list[str]:
     if any(each["busy"] for each in measured):
         notes.append("Figures marked ? were measured while the machine was busy; do not quote them.")
     return notes
+
+
+def _machine_notes(group: Sequence[Record]) -> list[str]:
+    """Return a note if the runs are of several machines, whose minutes and speed cannot be compared."""
+    machines: dict[tuple[str, ...], list[Record]] = {}
+    for row in group:
+        if row["status"] == DONE and row["environment"]:
+            machines.setdefault(machine_key(row), []).append(row)
+    if len(machines) < 2:
+        return []
+    parts = [
+        f"{machine_text(rows[0]['environment'])}: "
+        + listed(dict.fromkeys(f"{row['row']}/{row['column']}/seed-{row['seed']}" for row in rows))
+        for rows in machines.values()
+    ]
+    return [f"Of several machines, whose minutes and speed do not compare. {'; '.join(parts)}."]
 
 
 def _missing(group: Sequence[Record]) -> list[Table]:

@@ -144,6 +144,8 @@ def _subject(row: Record) -> str:
     """Return what a command worked on."""
     if row["kind"] == "transfer":
         return f"{row['source']} on {row['task']}, {counted(len(row['seeds']), 'seed')}"
+    if row["kind"] == "experiment":
+        return f"{row['row_label']}, {row['column_label']}, seed {row['seed']}"
     if "workload" in row:
         return str(row["workload"]["model"])
     task = f" on {row['task']}" if row.get("task") else ""

@@ -10,6 +10,7 @@ A cell that cannot run is a hole with its reason; the others go on.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +37,9 @@ from sparsebert.workflows.sweep_records import (
 from sparsebert_kernels.errors import one_line, unknown
 
 CELLS = "cells.json"
-# The reason of a cell that the user left out.
+# The reasons of a cell that the user left out, and of one whose turn is still to come.
 UNSELECTED = "not asked for (--only)"
+UNFINISHED = "not finished yet"
 _MOST_REASON = 400
 Key = tuple[str, str, int]
 # Trains the run of a cell in a folder, or only reads a finished one.
@@ -74,7 +76,8 @@ class Sweep:
     local_paths: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], object] = lambda line: None
     _started: dict[str, Any] = field(init=False, default_factory=dict)
-    _again: set[str] = field(init=False, default_factory=set)
+    _records: dict[Key, Record] = field(init=False, default_factory=dict)
+    _selected: set[str] = field(init=False, default_factory=set)
 
     def run(self) -> list[Record]:
         """Run the cells and return a record for each cell and seed, in the order of the runs.
@@ -84,38 +87,47 @@ class Sweep:
                 the sweep of another experiment.
             OSError: A file cannot be written.
         """
-        selected = selected_cells(self.grid, self.only)
+        self._selected = selected_cells(self.grid, self.only)
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             with locked(self.out):
-                return self._run(selected)
+                return self._run()
         except BlockingIOError:
             raise ValueError(
                 f"another sweep is working in {self.out}: wait for it, or choose another folder"
             ) from None
 
-    def _run(self, selected: set[str]) -> list[Record]:
-        file = self.out / RECORDS
-        earlier = {_key(row): row for row in read_records(file)}
+    def _run(self) -> list[Record]:
+        earlier = {_key(row): row for row in read_records(self.out / RECORDS)}
         self._require_same_experiment(earlier)
         self._started = read_json_object(self.out / CELLS) if (self.out / CELLS).exists() else {}
-        records: dict[Key, Record] = {}
+        self._records = {
+            _key_of(cell): self._known(cell, earlier.get(_key_of(cell))) for cell in self.grid.cells
+        }
+        # A sweep that is killed leaves a record of every cell too.
+        self._write()
         for number, cell in enumerate(self.grid.cells, 1):
-            key = cell.place.row, cell.place.column, cell.seed
-            if cell.name in selected:
+            if cell.name in self._selected:
                 self.say(f"{cell.name} ({number} of {len(self.grid.cells)})")
-                records[key] = self._carry_out(cell, records)
-            else:
-                records[key] = self._left_out(cell, earlier.get(key))
-            # A killed sweep keeps what an earlier one knew of the cells that are still to come.
-            to_come = {key: row for key, row in self._known(earlier) if key not in records}
-            write_records(file, [*records.values(), *to_come.values()])
-        return list(records.values())
+                self._records[_key_of(cell)] = self._carry_out(cell)
+                self._write()
+        return list(self._records.values())
 
-    def _known(self, earlier: Mapping[Key, Record]) -> Iterator[tuple[Key, Record]]:
-        for cell in self.grid.cells:
-            if (row := earlier.get(key := (cell.place.row, cell.place.column, cell.seed))) is not None:
-                yield key, row
+    def _write(self) -> None:
+        write_records(self.out / RECORDS, self._records.values())
+
+    def _known(self, cell: Cell, earlier: Record | None) -> Record:
+        """Return what an earlier sweep found in a cell with the same options, or a hole."""
+        options = described(cell)
+        if earlier is None or {name: earlier.get(name) for name in options} != options:
+            return self._to_come(cell)
+        if earlier["reason"] in (UNSELECTED, UNFINISHED):
+            return self._to_come(cell)
+        return refreshed(self.grid, cell, earlier)
+
+    def _to_come(self, cell: Cell) -> Record:
+        reason = UNFINISHED if cell.name in self._selected else UNSELECTED
+        return hole_record(self.grid, cell, reason, self.environment)
 
     def _require_same_experiment(self, earlier: Mapping[Key, Record]) -> None:
         for row in earlier.values():
@@ -126,11 +138,11 @@ class Sweep:
                     f"{self.out} holds the sweep of {names[0]}, not {names[1]}: choose another --out"
                 )
 
-    def _carry_out(self, cell: Cell, records: Mapping[Key, Record]) -> Record:
+    def _carry_out(self, cell: Cell) -> Record:
         """Train a cell and measure its ticket; return its record, also if it cannot run."""
         folder = run_folder(self.out, cell.place, cell.seed)
         try:
-            self._require_sources(cell, records)
+            self._require_sources(cell)
             self._prepare(cell, folder)
             self.train(cell, folder)
             record = done_record(self.grid, cell, folder, self.environment)
@@ -165,22 +177,18 @@ class Sweep:
             kind = f"{type(error).__name__}: "
         text = one_line(error, _MOST_REASON)
         for path, name in {**self.local_paths, str(self.out): "OUT"}.items():
-            text = text.replace(path, name)
+            text = _with_path_named(text, path, name)
         return kind + text
 
-    def _left_out(self, cell: Cell, earlier: Record | None) -> Record:
-        """Return what an earlier sweep found in a cell with the same options, or a hole."""
-        if earlier is not None and {name: earlier.get(name) for name in described(cell)} == described(cell):
-            return refreshed(self.grid, cell, earlier)
-        return hole_record(self.grid, cell, UNSELECTED, self.environment)
-
-    def _require_sources(self, cell: Cell, records: Mapping[Key, Record]) -> None:
+    def _require_sources(self, cell: Cell) -> None:
         for option, place in cell.sources.items():
-            if records[place.row, place.column, cell.seed]["status"] != DONE:
+            if self._records[place.row, place.column, cell.seed]["status"] != DONE:
                 raise ValueError(f"its {option} is that of {place}, which did not run")
 
     def _prepare(self, cell: Cell, folder: Path) -> None:
         """Check that the folder's run, if any, has the cell's options; delete another if that is asked for.
+
+        The runs that need a deleted one go with it: they began from its results.
 
         Raises:
             ValueError: The options have changed.
@@ -194,15 +202,31 @@ class Sweep:
                 f"its options have changed since it ran ({reason}): run it again with --rerun-changed, or "
                 "choose another --out"
             )
-        if any(f"{place}/seed-{cell.seed}" in self._again for place in cell.sources.values()):
-            reason = reason or "a cell that it needs ran again"
         if reason is not None:
             self.say(f"{cell.name} runs again: {reason}")
-            self._again.add(cell.name)
+            for other in self._needing(cell):
+                self._delete(other, f"it needs {cell.place}")
+            self._write()
             shutil.rmtree(folder, ignore_errors=True)
         if self._started.get(cell.name) != options:
             self._started[cell.name] = options
             write_text(self.out / CELLS, json.dumps(self._started, indent=1) + "\n")
+
+    def _needing(self, cell: Cell) -> Iterator[Cell]:
+        """Yield the cells that need a cell's results, directly or through others."""
+        for other in self.grid.cells:
+            if other.seed == cell.seed and cell.place in other.sources.values():
+                yield other
+                yield from self._needing(other)
+
+    def _delete(self, cell: Cell, reason: str) -> None:
+        """Delete a run and its record."""
+        folder = run_folder(self.out, cell.place, cell.seed)
+        if folder.exists():
+            again = "runs again" if cell.name in self._selected else "is deleted"
+            self.say(f"{cell.name} {again}: {reason}")
+            shutil.rmtree(folder, ignore_errors=True)
+        self._records[_key_of(cell)] = self._to_come(cell)
 
     def _drop_model(self, cell: Cell, folder: Path) -> None:
         """Delete the trained model of a finished run: weights of all runs would fill the disk."""
@@ -255,6 +279,15 @@ def selected_cells(grid: Grid, patterns: Sequence[str]) -> set[str]:
 
 def _key(row: Record) -> Key:
     return row["row"], row["column"], row["seed"]
+
+
+def _key_of(cell: Cell) -> Key:
+    return cell.place.row, cell.place.column, cell.seed
+
+
+def _with_path_named(text: str, path: str, name: str) -> str:
+    """Return a text with a name in place of a path, but not of the same letters within another word."""
+    return re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", lambda _: name, text)
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,8 @@ Fields:
     seed                          seed of the run
     options, sources              options of ``sparsebert train`` as the file has them; option -> "row/column"
     model, task, method           the same three by themselves
-    published                     {mean, std} of the paper in its unit, or null
+    published                     {mean, std, column} of the paper in its unit, or null; column: label of the
+                                  paper's column if the small preset has another, else ""
     status, reason                "done", or "not run" and why
 and of a cell that is done:
     metric, value                 name and value of the metric of the run's ticket, on the validation data
@@ -17,7 +18,7 @@ and of a cell that is done:
     sparsity, density             of the ticket; encoder_sparsity of all encoder matrices
     masks_sha256, ticket_bytes    digest of the masks and size of the ticket's file
     curve                         [sparsity, value] of each round
-    steps, rounds, sessions       optimizer steps, rounds, and how often the run was started
+    steps, rounds, sessions       optimizer steps, rounds, and starts of rounds (more after a kill)
     seconds                       wall time of the run
     memory                        peak memory of the last round
     resources, fingerprints       as in the record of the run

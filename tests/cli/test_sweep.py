@@ -184,6 +184,89 @@ def test_a_cell_with_changed_options_is_refused_or_runs_again_with_the_cells_tha
     assert after["dense/sst2/seed-1"]["timestamp"] >= before["dense/sst2/seed-1"]["timestamp"]
 
 
+def test_a_run_that_a_changed_cell_replaces_takes_those_that_need_it_along_even_if_the_sweep_is_killed(
+    file: Path,
+    sweep: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sparsebert.lottery import loop
+
+    assert sweep() == 0
+    file.write_text(file.read_text().replace("step: 0.5", "step: 0.25"))
+    trained = loop.train_round
+    rounds = iter(range(4))
+
+    def killed_in_the_next_cell(*arguments: object, **options: object) -> object:
+        if next(rounds) == 3:  # imp has run its three rounds; moved begins
+            raise KeyboardInterrupt
+        return trained(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train_round", killed_in_the_next_cell)
+    assert sweep("--rerun-changed") == 130
+    monkeypatch.undo()
+    assert records(tmp_path / "sweep")["moved/cola/seed-1"]["reason"] == "not finished yet"
+    assert "moved/cola/seed-1 runs again: it needs imp/sst2" in capsys.readouterr().err
+    assert sweep("--rerun-changed") == 0
+    after = records(tmp_path / "sweep")
+    assert after["moved/cola/seed-1"]["masks_sha256"] == after["imp/sst2/seed-1"]["masks_sha256"]
+
+
+def test_a_cell_left_out_has_no_result_of_a_run_that_no_longer_exists(
+    file: Path, sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep() == 0
+    file.write_text(file.read_text().replace("step: 0.5", "step: 0.25"))
+    assert sweep("--only", "imp/*", "--rerun-changed") == 0
+    row = records(tmp_path / "sweep")["moved/cola/seed-1"]
+    assert (row["status"], row["reason"]) == ("not run", "not asked for (--only)")
+    assert "moved/cola/seed-1 is deleted: it needs imp/sst2" in capsys.readouterr().err
+    assert sweep() == 0
+    after = records(tmp_path / "sweep")
+    assert after["moved/cola/seed-1"]["masks_sha256"] == after["imp/sst2/seed-1"]["masks_sha256"]
+
+
+def test_the_report_of_a_sweep_that_was_killed_has_a_hole_for_each_cell_to_come(
+    sweep: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sparsebert.lottery import loop
+
+    def killed(*arguments: object, **options: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train_round", killed)
+    assert sweep() == 130
+    monkeypatch.undo()
+    rows = records(tmp_path / "sweep")
+    assert len(rows) == 6
+    assert {row["reason"] for row in rows.values()} == {"not finished yet"}
+    capsys.readouterr()
+    assert app.main(["report", str(tmp_path / "sweep")]) == 0
+    assert "not finished yet" in capsys.readouterr().out
+    # Who then asks for one cell is not told that the others failed.
+    assert sweep("--only", "dense/sst2") == 0
+    assert records(tmp_path / "sweep")["imp/sst2/seed-1"]["reason"] == "not asked for (--only)"
+
+
+def test_a_reason_names_no_local_path_and_keeps_its_other_words(
+    bert: Path, file: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(
+        file.read_text().replace("sst2: {task: sst2", "sst2: {task: mrpc").replace("{sst2: accuracy}", "{}")
+    )
+    reasons = []
+    for folder, option in ((data, "."), (data.parent, data.name)):
+        monkeypatch.chdir(folder)
+        out = tmp_path / f"sweep-{len(reasons)}"
+        assert app.main(["sweep", str(file), "--data", option, "--out", str(out), "--only", "dense/*"]) == 1
+        reasons.append(records(out)["dense/sst2/seed-1"]["reason"])
+    assert set(reasons) == {"DATA does not hold mrpc; expected train.tsv and dev.tsv in MRPC/"}
+
+
 def test_the_small_preset_has_no_difference_and_says_that_its_model_is_another(
     file: Path,
     data: Path,
@@ -256,6 +339,9 @@ def test_patterns_and_folders_that_do_not_fit_are_refused(
     assert "did you mean 'imp/sst2'?" in refused(capsys, *command, "--only", "imp/sst")
     assert "must be NAME=FOLDER" in refused(capsys, *command, "--model-folder", "bert")
     assert "is not a folder" in refused(capsys, *command, "--model-folder", "bert=/nowhere")
+    assert "unknown model of tiny in --model-folder 'bert'" in refused(
+        capsys, *command, "--model-folder", f"bert={tmp_path}"
+    )
     assert "does not exist" in refused(capsys, "sweep", str(tmp_path / "missing.yaml"))
     assert sweep("--small") == 0
     assert "holds the sweep of tiny, its small preset, not tiny: choose another --out" in refused(

@@ -182,6 +182,7 @@ def test_a_scalar_is_the_text_of_the_command_line(write: Write) -> None:
         ("title: Winning tickets", "title: !!python/name:os.system x", r":1: tags are not supported"),
         ("title: Winning tickets", "title: {", r"chen.yaml:\d+: not YAML"),
         ("  imp: {method", "  i/p: {method", r":17: a name of rows must be letters, digits"),
+        ("[91.2, 0.3]", "[91.2, -0.3]", r":23: a deviation must be at least 0, got -0.3"),
         ("metric: {mnli", "metric: {mnl", r":20: unknown column of metric 'mnl'"),
     ],
 )  # fmt: skip
@@ -212,6 +213,28 @@ def test_a_cell_that_the_preset_leaves_out_lends_no_ticket(write: Write) -> None
 def test_a_grid_without_cells_is_refused(write: Write) -> None:
     with pytest.raises(ValueError, match=r":3: the grid has no cells: name a row and a column"):
         read_experiment(write("title: t\ncolumns: {a: {task: sst2}}\nrows: {}\n"), OPTIONS)
+
+
+def test_a_grid_whose_rows_have_no_column_is_refused(write: Write) -> None:
+    text = "title: t\ntrain: {model: m}\ncolumns: {a: {task: sst2}}\nrows: {r: {columns: []}}\n"
+    with pytest.raises(ValueError, match=r":4: the grid has no cells: name a row and a column"):
+        read_experiment(write(text), OPTIONS)
+
+
+def test_a_preset_whose_rows_and_columns_do_not_meet_is_refused(write: Write) -> None:
+    text = "title: t\ntrain: {model: m}\ncolumns: {a: {task: sst2}, b: {task: cola}}\n"
+    text += "rows: {r: {columns: [a]}}\nsmall:\n  columns: [b]\n"
+    with pytest.raises(ValueError, match=r":5: the small preset has no cells"):
+        read_experiment(write(text), OPTIONS)
+
+
+def test_the_preset_keeps_the_papers_numbers_of_its_own_tasks_alone(write: Write) -> None:
+    text = "title: t\ntrain: {model: m}\nrows: {r: {}}\n"
+    text += "columns: {a: {task: sst2, label: SST-2 60 %}, b: {task: mnli}}\n"
+    text += "published: {r: {a: 90, b: 80}}\n"
+    text += "small:\n  columns: {a: {label: SST-2 70 %}, b: {task: cola}}\n"
+    preset = read_experiment(write(text), OPTIONS, small=True)
+    assert preset.published == {Place("r", "a"): Published(90.0, column="SST-2 60 %")}
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path, write: Write) -> None:

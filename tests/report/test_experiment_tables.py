@@ -92,6 +92,34 @@ def test_the_small_preset_is_another_model_and_has_no_difference() -> None:
     assert "Difference is empty: another model." in details.notes
 
 
+def test_a_preset_with_another_column_names_the_papers_and_without_numbers_there_are_no_brackets() -> None:
+    small = {"small": True, "published": {"mean": 80.0, "std": None, "column": "SST-2 60 %"}}
+    assert (
+        "In brackets: Chen et al. 2020 (Table 2, page 5), column SST-2 60 %."
+        in experiment_tables([row(**small)])[0].notes
+    )
+    overview, details = experiment_tables([row(small=True)])
+    assert "The experiment is that of Chen et al. 2020 (Table 2, page 5)." in overview.notes
+    assert not any("Difference" in note for note in details.notes)
+
+
+def test_runs_of_several_machines_are_named() -> None:
+    def machine(cpu: str) -> dict[str, Any]:
+        versions = {"torch": "2.13"}
+        return {"cpu": cpu, "cores": 2, "gpu": None, "onednn": "3", "kernels": "avx2", "versions": versions}
+
+    rows = [row(seed=1, environment=machine("A")), row(seed=2, environment=machine("B"))]
+    _, details = experiment_tables(rows)
+    (note,) = (note for note in details.notes if note.startswith("Of several machines"))
+    assert "A, cores: 2, avx2 kernels, torch 2.13, oneDNN 3: imp/sst2/seed-1; B, " in note
+    assert not any("machines" in note for note in experiment_tables(rows[:1])[1].notes)
+
+
+def test_cells_are_told_apart_by_name_where_two_versions_of_a_file_place_them_differently() -> None:
+    overview, *_ = experiment_tables([row("dense", value=0.5), row("imp", value=0.25, place=[0, 0])])
+    assert sorted(cells[1] for cells in overview.rows) == ["25.00", "50.00"]
+
+
 def test_numbers_may_be_relative_to_a_row_with_the_same_seed() -> None:
     relative = {"relative_to": "dense", "published": {"mean": -1.0, "std": None}}
     rows = [

@@ -70,11 +70,15 @@ def test_commands_share_a_table() -> None:
     pruned = {"kind": "prune", "model": "tiny", "task": "sst2", "resources": CPU.record()}
     cell = {"kind": "transfer", "source": "mnli", "task": "cola", "seeds": [1, 2], "resources": CPU.record()}
     timed = {"kind": "bench", "workload": {"model": "minilm"}, "resources": CPU.record()}
-    (table,) = resource_tables([pruned, cell, timed, {"kind": "bench", "resources": None}, {"kind": "heal"}])
+    swept = {"kind": "experiment", "row_label": "IMP", "column_label": "SST-2", "seed": 3}
+    swept |= {"model": "tiny", "task": "sst2", "resources": CPU.record()}
+    rest = [{"kind": "bench", "resources": None}, {"kind": "heal"}]
+    (table,) = resource_tables([pruned, cell, timed, swept, *rest])
     assert [(row["command"], row["on"]) for row in cells(table)] == [
         ("prune", "tiny on sst2"),
         ("transfer", "mnli on cola, 2 seeds"),
         ("bench", "minilm"),
+        ("experiment", "IMP, SST-2, seed 3"),
     ]
 
 
