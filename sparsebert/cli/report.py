@@ -93,10 +93,17 @@ def _of_tickets(sources: Iterable[Path]) -> list[results.Record]:
     """Return the records of the tickets of finished runs, and name each run without one on stderr."""
     from sparsebert.bench.environment import detect
     from sparsebert.report.inspection import inspect_labelled
+    from sparsebert.workflows.sweep_records import RECORDS
     from sparsebert.workflows.ticket_sources import labelled_tickets, runs_in
 
     folders = [source for source in sources if source.is_dir()]
-    named = {str(run): run for folder in folders for run in runs_in(folder) or [folder]}
+    # Tables of a sweep name its cells without its folder.
+    below = len(folders) == 1 and (folders[0] / RECORDS).exists()
+    named = {
+        str(run.relative_to(folder) if below else run): run
+        for folder in folders
+        for run in runs_in(folder) or [folder]
+    }
     tickets = labelled_tickets(named, skip=lambda line: typer.echo(f"without the ticket of {line}", err=True))
     environment = detect().record()
     inspected = inspect_labelled(tickets, one_model=False).records
@@ -104,7 +111,7 @@ def _of_tickets(sources: Iterable[Path]) -> list[results.Record]:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """Yield the file itself, the records of a sweep, or the logs of runs, with seed-2 before seed-10."""
+    """Yield the file itself, or the records of sweeps and the logs of runs, with seed-2 before seed-10."""
     if not source.exists():
         raise ValueError(f"{source} does not exist; name a file of results or a folder of runs")
     if not source.is_dir():
@@ -113,11 +120,11 @@ def _files(source: Path) -> Iterator[Path]:
     from sparsebert.workflows.sweep_records import RECORDS
     from sparsebert.workflows.ticket_sources import natural_order
 
-    if (experiment := source / RECORDS).exists():
-        yield experiment  # The rounds of its many runs are shown for the folders of the runs.
-        return
     name = RunFolder(source).log.name
-    logs = sorted(source.rglob(name), key=lambda log: natural_order(str(log)))
+    found = sorted((*source.rglob(RECORDS), *source.rglob(name)), key=lambda file: natural_order(str(file)))
+    # The rounds of a sweep's many runs are shown for the folders of the runs.
+    sweeps = {file.parent for file in found if file.name == RECORDS}
+    logs = [file for file in found if file.name == RECORDS or sweeps.isdisjoint(file.parents)]
     if not logs and RunFolder(source).run_json.exists():
         raise ValueError(f"{source} holds a run without a finished round; report it after its first round")
     if not logs:

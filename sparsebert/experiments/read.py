@@ -362,9 +362,9 @@ def _published_for(cells: Sequence[Cell], columns: Mapping[str, str], whole: Gri
     return numbers
 
 
-def _mean_and_deviation(node: Node) -> Sequence[float]:
+def _mean_and_deviation(node: Node) -> tuple[float, float | None]:
     if not isinstance(node.value, list):
-        return (node.number("a published number"),)
+        return node.number("a published number"), None
     if len(node.value) != 2:
         raise node.error("a published number with its deviation must be [mean, deviation]")
     mean, std = (each.number("a published number") for each in node.value)

@@ -23,6 +23,7 @@ from sparsebert.atomic import locked, write_text
 from sparsebert.experiments.grid import Cell, Grid, Place, Value
 from sparsebert.json_object import read_json_object
 from sparsebert.lottery.run_folder import RunFolder
+from sparsebert.report.format import record_errors
 from sparsebert.results import Record
 from sparsebert.workflows.sweep_records import (
     DONE,
@@ -98,12 +99,13 @@ class Sweep:
             ) from None
 
     def _run(self) -> list[Record]:
-        earlier = {_key(row): row for row in read_records(self.out / RECORDS)}
-        self._require_same_experiment(earlier)
         self._started = read_json_object(self.out / CELLS) if (self.out / CELLS).exists() else {}
-        self._records = {
-            _key_of(cell): self._known(cell, earlier.get(_key_of(cell))) for cell in self.grid.cells
-        }
+        with record_errors(f"a record in {self.out / RECORDS}"):
+            earlier = {_key(row): row for row in read_records(self.out / RECORDS)}
+            self._require_same_experiment(earlier)
+            self._records = {
+                _key_of(cell): self._known(cell, earlier.get(_key_of(cell))) for cell in self.grid.cells
+            }
         # A sweep that is killed leaves a record of every cell too.
         self._write()
         for number, cell in enumerate(self.grid.cells, 1):

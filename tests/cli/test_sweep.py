@@ -303,6 +303,38 @@ def test_speed_is_measured_once_and_stands_beside_accuracy(
     assert (tmp_path / "sweep/imp/sst2/seed-1/speed.jsonl").read_bytes() == measured
 
 
+def test_a_page_names_tickets_by_their_place_in_the_sweep(sweep: Callable[..., int], tmp_path: Path) -> None:
+    assert sweep("--only", "imp/sst2") == 0
+    page = tmp_path / "page.md"
+    assert app.main(["report", str(tmp_path / "sweep"), "--markdown", str(page)]) == 0
+    assert "\n| imp/sst2/seed-1 | imp |" in page.read_text()
+
+
+def test_a_folder_of_sweeps_and_runs_is_reported_with_the_tables_of_the_sweeps(
+    file: Path, sweep: Callable[..., int], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("--only", "imp/sst2") == 0
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "sweep").rename(tmp_path / "runs" / "sweep")
+    run = tmp_path / "runs" / "sweep" / "imp" / "sst2" / "seed-1"
+    run.rename(tmp_path / "runs" / "single")
+    capsys.readouterr()
+    assert app.main(["report", str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "Tickets of a tiny BERT: each cell" in out
+    assert out.count("Rounds: ") == 1
+    assert "runs/single" in out
+
+
+def test_a_record_that_another_version_wrote_is_named(
+    sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/experiment.jsonl").write_text('{"schema": 1, "kind": "experiment"}\n')
+    assert sweep() == 2
+    assert "is not as this version writes it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
