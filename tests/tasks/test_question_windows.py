@@ -142,6 +142,11 @@ class TestDocStride:
         with pytest.raises(ValueError, match="doc_stride must be a positive number of tokens, got 0"):
             TextFormat(doc_stride=0)
 
+    @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+    def test_a_threshold_that_decides_nothing_is_refused(self, threshold: float) -> None:
+        with pytest.raises(ValueError, match=f"null_score_diff_threshold must be .* got {threshold}"):
+            TextFormat(null_score_diff_threshold=threshold)
+
 
 class TestMaxContext:
     @pytest.mark.parametrize(("max_context", "text"), [(None, "in"), (True, "sat")])
