@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparsebert.tasks.encoded import TEXTS_AT_ONCE, Encoded, Row, rows_of
+from sparsebert.tasks.encoded import TEXTS_AT_ONCE, Encoded, Row, require_offsets, rows_of
 from sparsebert.tasks.examples import Question
 from sparsebert.tasks.registry import Task
 from sparsebert.tasks.text_format import TextFormat
@@ -116,8 +116,7 @@ def encode_questions(
     Raises:
         ValueError: The tokenizer is slow.
     """
-    if not tokenizer.is_fast:
-        raise ValueError(f"{task.name} needs a fast tokenizer (for offsets), got {type(tokenizer).__name__}")
+    require_offsets(tokenizer, task)
     max_length = text_format.length(task)
     windows: list[_Window] = []
     question_of: list[int] = []
