@@ -43,6 +43,9 @@ test-slow: $(VENV)/.native  ## run the tests that take long
 test-real: $(VENV)/.native  ## run the tests on task data, from the folder that SPARSEBERT_DATA names
 	$(PYTEST) -m "real_data and not gpu" $(ARGS)
 
+test-browser: $(VENV)/.native  ## look at the pages of report in a headless Chromium; needs the extra docs and a Chromium
+	$(PYTEST) -m browser $(ARGS)
+
 test-packaging: $(VENV)/.native  ## build wheel and sdist and install them into empty environments
 	$(PY) -m pytest -m packaging $(ARGS)
 
@@ -194,5 +197,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help break-even setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
+.PHONY: help break-even setup setup-all setup-rivals demo test test-slow test-real test-browser test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
     lottery arena one-shot start-ticket docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all
