@@ -43,6 +43,9 @@ test-slow: $(VENV)/.native  ## run the tests that take long
 test-real: $(VENV)/.native  ## run the tests on task data, from the folder that SPARSEBERT_DATA names
 	$(PYTEST) -m "real_data and not gpu" $(ARGS)
 
+test-browser: $(VENV)/.native  ## look at the pages of report in a headless Chromium; needs the extra docs and a Chromium
+	$(PYTEST) -m browser $(ARGS)
+
 test-packaging: $(VENV)/.native  ## build wheel and sdist and install them into empty environments
 	$(PY) -m pytest -m packaging $(ARGS)
 
@@ -141,6 +144,18 @@ lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on re
 	mv build/lottery.jsonl build/lottery.png build/compaction.jsonl benchmarks/results/
 	$(PY) -m sparsebert.report.render_docs --write
 
+# A run that fails is a hole in its table, with the reason; the command then ends with code 1.
+experiments: $(VENV)/.native $(VENV)/.demo  ## run the small presets of the papers' tables with MiniLM (data in SPARSEBERT_DATA); goes on where it stopped
+	@[ -n "$$SPARSEBERT_DATA" ] || { echo "no task data: SPARSEBERT_DATA names their folder"; exit 2; }
+	model=$$($(PY) -c "from sparsebert.demo.real_model import weights_folder; print(weights_folder())") && \
+	for file in benchmarks/experiments/*.yaml; do \
+	    $(VENV)/bin/sparsebert sweep $$file --small --data "$$SPARSEBERT_DATA" $(ARGS) \
+	        --model-folder sentence-transformers/all-MiniLM-L6-v2="$$model" \
+	        --out build/experiments/$$(basename $$file .yaml) || [ $$? = 1 ] || exit 1; done
+	cat build/experiments/*/experiment.jsonl > build/experiments.jsonl
+	mv build/experiments.jsonl benchmarks/results/
+	$(PY) -m sparsebert.report.render_docs --write
+
 clean:  ## remove build products, keep the environments
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(CPU)/_native.so $(VENV)/.native
 	find sparsebert kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
@@ -194,5 +209,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help break-even setup setup-all setup-rivals demo test test-slow test-real test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
-    lottery arena one-shot start-ticket docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all
+.PHONY: help break-even setup setup-all setup-rivals demo test test-slow test-real test-browser test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
+    lottery experiments arena one-shot start-ticket docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all

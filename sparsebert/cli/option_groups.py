@@ -34,7 +34,7 @@ TRAINING_HELP = {
     "schedule": "learning-rate schedule: linear, cosine or constant",
     "warmup_steps": "steps of learning-rate warm-up",
     "warmup_ratio": "the same as a share of the steps that the schedule spans, such as 0.1; cap-structured: "
-    "0.1 if both are omitted",
+    "0.1 without a warm-up of your own, 0 for none",
     "optimizer": "adamw, adamax or sgd (without momentum)",
     "weight_decay": "weight decay, decoupled with AdamW",
     "adam_epsilon": "epsilon of AdamW and Adamax",

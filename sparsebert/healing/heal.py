@@ -205,9 +205,12 @@ def zeros_of(model: nn.Module) -> Ticket:
 
 def _max_length(model: nn.Module, settings: HealingSettings) -> int:
     """Return the tokens at which texts are cut."""
+    from sparsebert.tasks.text_format import trained_length  # late: importing sparsebert stays quick
+
     limit = positions(model)
     if limit is None or (settings.max_length or 0) <= limit:
-        return settings.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
+        length = trained_length(model) or MAX_LENGTH
+        return settings.max_length or min(length, limit or length)
     raise ValueError(f"max_length must be at most {limit}, the model's positions, got {settings.max_length}")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sparsebert.healing.targets import POOLINGS
 from sparsebert_kernels.errors import unknown
 
-# Tokens of a text, where the user names no other limit.
+# Tokens of a text, where neither the user nor the model names another limit.
 MAX_LENGTH = 128
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -22,7 +22,8 @@ class HealingSettings:
         steps: Optimizer steps, instead of minutes: the same steps give the same weights on one machine.
         learning_rate: Peak learning rate of Adam; None tries several for a few percent of the budget.
         tokens: Tokens of a step.
-        max_length: Tokens at which a text is cut; None for 128, or the model's positions if they are fewer.
+        max_length: Tokens at which a text is cut; None for those of the model's training, or 128 if it does
+            not record them, and in any case the model's positions at most.
         embeddings: Also train the embeddings.
         pooling: How sentence embeddings are made of hidden states: "mean" or "cls".
         precision: Precision of matrix products in training: "bf16", "fp32", or "auto" for bf16 where the

@@ -10,19 +10,18 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sparsebert.accounting.meter import Meter
-from sparsebert.accounting.usage import Usage, total
+from sparsebert.accounting.usage import total
 from sparsebert.atomic import replacing
-from sparsebert.bert import weight_of
-from sparsebert.linear_layers import unfiltered
 from sparsebert.lottery.disk_space import round_bytes, weight_bytes
 from sparsebert.lottery.experiment import Experiment, RunConfig
 from sparsebert.lottery.mask_learning_method import MaskLearningMethod
 from sparsebert.lottery.method import NeedsBatches, Rewind, Round, SearchingMethod, Source
+from sparsebert.lottery.round_record import settings_fields, ticket_fields, training_fields
 from sparsebert.lottery.round_start import RunPlan, start_round
 from sparsebert.lottery.round_training import Trained, train_round
 from sparsebert.lottery.run_context import RunContext
 from sparsebert.lottery.run_folder import Record, RunFolder, digest
-from sparsebert.lottery.start_ticket import identify_, require_start, start_ticket, summary, weights_line
+from sparsebert.lottery.start_ticket import identify_, require_start, start_ticket, weights_line
 from sparsebert.mask_learning.learner import Learner
 from sparsebert.pruning import prune
 from sparsebert.pruning.granularity import parse_granularity
@@ -349,50 +348,26 @@ class _Run:
             "train": trained.seconds,
             "evaluate": time.perf_counter() - began,
         }
-        units, usage = self.config.units, meter.usage()
         row = self.folder.append(
             "round",
             {
                 **self._names(),
-                "round": number,
-                "rounds": len(self.rounds),
-                **_counts(ticket, self.model),
-                "granularity": units.granularity,
-                "block_size": units.block_size,
-                "round_to": units.round_to,
-                "scope": units.scope,
-                "source": self.rounds[number].source.value,
-                "rewind": self.method.rewind.value,
-                "head": self.method.head.value,
+                **settings_fields(self.config, number, self.steps),
+                **ticket_fields(ticket, self.model),
+                **training_fields(trained, meter.usage(), self.carbon_intensity),
                 "ticket": str(self.folder.ticket(number).relative_to(self.folder.path)),
                 "ticket_sha256": digest(self.folder.ticket(number)),
-                "masks_sha256": ticket.digest,
-                "steps": trained.steps,
-                "first_step": self._first_step(number),
-                "start_ticket": None if self.start is None else summary(self.start),
-                "search": ticket.metadata.get("search"),
-                "loss": trained.loss,
                 "metrics": metrics,
                 "chance": self.experiment.chance,
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "sessions": sessions,
                 "processes": distributed.count(),
-                "distillation": asdict(self.config.distillation) if self.config.distillation else None,
-                "memory": _peak_memory(usage),
-                "resources": usage.record(self.carbon_intensity),
                 "fingerprints": dict(self.experiment.fingerprints),
-                "versions": ticket.metadata["versions"],
                 "environment": self.environment,
             },
         )
         self._clean_up(number)
         self.say(self._round_line(number, row))
-
-    def _first_step(self, number: int) -> int:
-        """Return the optimizer step from which a round trains."""
-        if self.method.rewind is Rewind.NONE:
-            return self.steps * number
-        return self.method.rewind_step if number else 0
 
     def _round_line(self, number: int, row: Record) -> str:
         """Return a line about a finished round."""
@@ -456,23 +431,3 @@ class _Run:
 
     def _names(self) -> Record:
         return {"method": self.method.name, "seed": self.seed, **self.config.names}
-
-
-def _counts(ticket: Ticket, model: Any) -> Record:
-    """Return the fields of the round's record about sparsities and counts."""
-    encoder = unfiltered(model)
-    pruned = {key: int((~mask).sum()) for key, mask in ticket.masks.items()}
-    prunable = sum(mask.numel() for mask in ticket.masks.values())
-    return {
-        "sparsity": ticket.sparsity,
-        "density": ticket.density,
-        "kept": prunable - sum(pruned.values()),
-        "prunable": prunable,
-        "encoder_sparsity": sum(pruned.get(key, 0) for key in encoder)
-        / sum(weight_of(model, key).numel() for key in encoder),
-    }
-
-
-def _peak_memory(usage: Usage) -> Record:
-    peaks = {"peak_rss_bytes": usage.peak_rss_bytes, "peak_gpu_bytes": usage.peak_gpu_bytes}
-    return {name: value for name, value in peaks.items() if value is not None}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from sparsebert.report.csv_text import csv_text
 from sparsebert.report.format import Record
 from sparsebert.report.inspect_tables import PARTS, overlap_pairs
 from sparsebert.report.ticket_labels import differences
@@ -55,15 +54,8 @@ def csv_files(records: Iterable[Record], show: Collection[str] = PARTS) -> dict[
             continue
         rows = [line for record in records if record["kind"] == kind for line in lines(record)]
         if rows:
-            made[name] = _text(columns, rows)
+            made[name] = csv_text([columns, *rows])
     return made
-
-
-def _text(columns: Row, rows: Iterable[Row]) -> str:
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerows([columns, *rows])
-    return target.getvalue()
 
 
 def _matrices(row: Record) -> Iterator[Row]:

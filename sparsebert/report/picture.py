@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from sparsebert.report.table import Table
 
+# Bytes: file systems take 255, and endings follow.
 _LONGEST_STEM = 120
 
 
@@ -50,4 +51,5 @@ class Picture:
 
 def file_stem(title: str) -> str:
     """Return a title as the name of a file without its ending."""
-    return re.sub(r"[^\w.+=-]+", "-", title.lower()).strip("-.")[:_LONGEST_STEM]
+    stem = re.sub(r"[^\w.+=-]+", "-", title.lower()).strip("-.")
+    return stem.encode()[:_LONGEST_STEM].decode(errors="ignore")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sparsebert.html_table import table_html
+from sparsebert.report.csv_text import csv_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -72,9 +71,7 @@ class Table:
 
     def csv(self) -> str:
         """Return columns and rows as CSV, without title and notes."""
-        target = io.StringIO()
-        csv.writer(target, lineterminator="\n").writerows([self.columns, *self.rows])
-        return target.getvalue()
+        return csv_text([self.columns, *self.rows])
 
     def upright(self) -> Table:
         """Return the table; one that is too wide to be read on a page is transposed."""

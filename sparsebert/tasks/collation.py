@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,8 @@ def collate(
     10 % by a random token (BERT). The selection depends only on ``seed`` and the tokens of the batch, so a
     run that resumes in the middle of an epoch, or with another number of workers, masks the same tokens.
     Causal language modelling labels every token with itself, and padding with -100: models shift the labels.
-    Labels of words are padded with -100.
+    Labels of words are padded with -100. Questions and words are padded at their end, whatever the tokenizer
+    does, because their targets are positions.
 
     Args:
         task: The task, or its name.
@@ -52,6 +54,9 @@ def collate(
     )
 
     kind = find_task(task).kind
+    if kind in ("span", "tokens") and tokenizer.padding_side != "right":
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.padding_side = "right"
     if kind == "tokens":
         words: Collator = DataCollatorForTokenClassification(
             tokenizer, pad_to_multiple_of=pad_to_multiple_of, label_pad_token_id=IGNORED

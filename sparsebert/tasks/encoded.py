@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
+
+from sparsebert.tasks.registry import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Texts per call of the tokenizer: enough for its speed, few enough for memory.
 TEXTS_AT_ONCE = 1000
@@ -56,3 +61,9 @@ def rows_of(encoded: Any) -> Iterator[Row]:
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     for values in zip(*(encoded[name] for name in names), strict=True):
         yield dict(zip(names, values, strict=True))
+
+
+def require_offsets(tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
+    """Raise ValueError for a tokenizer that does not tell which characters a token covers."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"{task.name} needs a fast tokenizer (for offsets), got {type(tokenizer).__name__}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparsebert.tasks.encoded import TEXTS_AT_ONCE, Encoded, Row, rows_of
+from sparsebert.tasks.encoded import TEXTS_AT_ONCE, Encoded, Row, require_offsets, rows_of
 from sparsebert.tasks.examples import Question
 from sparsebert.tasks.registry import Task
 from sparsebert.tasks.text_format import TextFormat
@@ -114,10 +114,9 @@ def encode_questions(
         text_format: Maximum length, and the stride of the windows.
 
     Raises:
-        ValueError: The tokenizer is slow.
+        ValueError: The tokenizer is slow, or the length leaves no room for a paragraph.
     """
-    if not tokenizer.is_fast:
-        raise ValueError(f"{task.name} needs a fast tokenizer (for offsets), got {type(tokenizer).__name__}")
+    require_offsets(tokenizer, task)
     max_length = text_format.length(task)
     windows: list[_Window] = []
     question_of: list[int] = []
@@ -149,6 +148,10 @@ def _windows(
         min(_WINDOW_OVERLAP, max_length // 4) if doc_stride is None else max(0, room - doc_stride)
         for room in rooms
     ]
+    if any(room <= overlap for room, overlap in zip(rooms, overlaps, strict=True)):
+        raise ValueError(
+            f"max_length={max_length} leaves no room for a paragraph beside its question; use a larger one"
+        )
     # A call of the tokenizer has one overlap; with a stride, it depends on the length of the question.
     groups: dict[int, list[int]] = defaultdict(list)
     for index, overlap in enumerate(overlaps):
@@ -176,7 +179,7 @@ def _windows(
 
 def _shortened(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[str]:
     """Return questions truncated to 64 tokens or half the length, to leave room for the paragraph."""
-    limit = min(_QUESTION_TOKENS, max_length // 2 - 2)
+    limit = max(1, min(_QUESTION_TOKENS, max_length // 2 - 2))
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     return [
         text if len(offsets) <= limit else text[: offsets[limit - 1][1]]

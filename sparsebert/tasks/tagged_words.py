@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparsebert.tasks.encoded import TEXTS_AT_ONCE, Encoded, Row, rows_of
+from sparsebert.tasks.encoded import TEXTS_AT_ONCE, Encoded, Row, require_offsets, rows_of
 from sparsebert.tasks.examples import Tagged
 from sparsebert.tasks.metrics import IGNORED
 from sparsebert.tasks.registry import Task
@@ -73,8 +73,7 @@ def encode_words(
     Raises:
         ValueError: The tokenizer is slow.
     """
-    if not tokenizer.is_fast:
-        raise ValueError(f"{task.name} needs a fast tokenizer (for offsets), got {type(tokenizer).__name__}")
+    require_offsets(tokenizer, task)
     length = text_format.length(task)
     rows: list[Row] = []
     words: list[list[int | None]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -35,7 +36,7 @@ class TextFormat:
             that of the best answer by; None for 0, as in run_squad.py.
 
     Raises:
-        ValueError: ``doc_stride`` is not positive.
+        ValueError: ``doc_stride`` is not positive, or ``null_score_diff_threshold`` is not finite.
     """
 
     max_length: int | None = None
@@ -47,6 +48,9 @@ class TextFormat:
     def __post_init__(self) -> None:
         if self.doc_stride is not None and self.doc_stride < 1:
             raise ValueError(f"doc_stride must be a positive number of tokens, got {self.doc_stride}")
+        threshold = self.null_score_diff_threshold
+        if threshold is not None and not math.isfinite(threshold):
+            raise ValueError(f"null_score_diff_threshold must be a finite number, got {threshold}")
 
     def length(self, task: Task) -> int:
         """Return the maximum tokens of a task's examples."""
@@ -95,9 +99,24 @@ def trained_format(model: Any, task: Task) -> TextFormat:
     Raises:
         ValueError: A field of the configuration holds a value of another type.
     """
-    stored = getattr(model.config, _ATTRIBUTE, None)
+    return TextFormat(**_stored(model)).for_task(task)
+
+
+def trained_length(model: Any) -> int | None:
+    """Return the maximum tokens of the examples that a model was trained on; None if it records none.
+
+    Raises:
+        ValueError: As :func:`trained_format`.
+    """
+    length: int | None = _stored(model).get("max_length")
+    return length
+
+
+def _stored(model: Any) -> dict[str, Any]:
+    """Return the format in a model's configuration, without fields of newer versions."""
+    stored = getattr(getattr(model, "config", None), _ATTRIBUTE, None)
     fields = {name: stored[name] for name in _STORED if name in stored} if isinstance(stored, Mapping) else {}
     for name, value in fields.items():
         if not isinstance(value, _STORED[name]) or (name == "max_length" and value < 1):
             raise ValueError(f"{_ATTRIBUTE} in the model's config.json: {name} cannot be {value!r}")
-    return TextFormat(**fields).for_task(task)
+    return fields

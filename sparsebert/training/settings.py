@@ -33,7 +33,7 @@ class TrainingSettings:
             ``warmup_steps``.
         optimizer: "adamw", "adamax" (as Super Tickets trains) or "sgd" (without momentum).
         weight_decay: Weight decay: decoupled with AdamW, added to the gradient otherwise.
-        adam_epsilon: Epsilon of AdamW and Adamax.
+        adam_epsilon: Epsilon of AdamW and Adamax, above 0: a weight without gradients would become NaN.
         max_grad_norm: Norm at which gradients are clipped; 0 for no clipping.
         gradient_accumulation: Batches of an optimizer step.
         gradient_checkpointing: Whether activations are recomputed in the backward pass.
@@ -77,7 +77,9 @@ class TrainingSettings:
             raise ValueError(f"epochs must be positive, got {self.epochs}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm"):
+        if not 0 < self.adam_epsilon < math.inf:
+            raise ValueError(f"adam_epsilon must be positive, got {self.adam_epsilon}")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.warmup_ratio is not None:
@@ -123,8 +125,7 @@ class TrainingSettings:
         """
         if examples < 1:
             raise ValueError("training needs at least one example, got 0")
-        batches = math.ceil(examples / (self.batch_size * processes))
-        per_epoch = math.ceil(batches / self.gradient_accumulation)
+        per_epoch = self.steps_per_epoch(examples, processes)
         steps = self.steps if self.steps is not None else math.ceil(self.epochs * per_epoch)
         if steps > MAX_STEPS:
             raise ValueError(f"epochs must make at most {MAX_STEPS} steps of a round, got {steps:.3g}")
@@ -132,6 +133,11 @@ class TrainingSettings:
             given = "" if self.warmup_ratio is None else f" from a warmup_ratio of {self.warmup_ratio:g}"
             raise ValueError(f"warmup_steps must be below the {steps} steps of a round, got {warmup}{given}")
         return steps
+
+    def steps_per_epoch(self, examples: int, processes: int = 1) -> int:
+        """Return the optimizer steps of a pass over the data; arguments as of :meth:`steps_of`."""
+        batches = math.ceil(examples / (self.batch_size * processes))
+        return math.ceil(batches / self.gradient_accumulation)
 
     def warmup_of(self, steps: int) -> int:
         """Return the steps of learning-rate warm-up in a schedule of ``steps`` optimizer steps."""

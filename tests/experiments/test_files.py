@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsebert.cli import app
 from sparsebert.cli.train_options import TrainCommandOptions
 from sparsebert.experiments.read import read_experiment
 
@@ -26,6 +27,16 @@ def test_every_experiment_is_valid(file: Path) -> None:
     assert grid.source is not None
     assert grid.source.url.startswith("https://")
     assert grid.source.paper in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("preset", [[], ["--small"]], ids=["whole", "small"])
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_train_takes_the_options_of_every_cell(
+    file: Path, preset: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["sweep", str(file), "--dry-run", *preset]) == 0
+    cells = read_experiment(file, OPTIONS, small=bool(preset)).cells
+    assert capsys.readouterr().out.count("sparsebert train ") >= len(cells)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -82,6 +82,21 @@ class TestResult:
         heal_(student, texts, teacher=dense, tokenizer=tokenizer, **QUICK)
         assert given == {"input_ids", "output_hidden_states"}
 
+    @pytest.mark.parametrize(("option", "longest"), [({}, 6), ({"max_length": 4}, 4)])
+    def test_texts_are_cut_as_in_the_models_training_unless_an_option_says_otherwise(
+        self, texts: list[str], tokenizer: Any, option: dict[str, int], longest: int
+    ) -> None:
+        dense = tiny(HEADS[0])
+        dense.config.text_format = {"max_length": 6}
+        student, widths = pruned_copy(dense), set()
+
+        def watch(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            widths.add(kwargs["input_ids"].shape[1])
+
+        student.register_forward_pre_hook(watch, with_kwargs=True)
+        heal_(student, texts, teacher=dense, tokenizer=tokenizer, **option, **QUICK)
+        assert max(widths) == longest
+
     def test_equal_steps_give_equal_weights(self, dense: Any, texts: list[str], tokenizer: Any) -> None:
         one, other = (pruned_copy(dense) for _ in range(2))
         for model in (one, other):

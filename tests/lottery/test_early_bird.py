@@ -148,7 +148,7 @@ def test_killed_between_the_last_step_and_its_record(tmp_path: Path, monkeypatch
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("sparsebert.lottery.loop._counts", killed)
+        patch.setattr("sparsebert.lottery.loop.ticket_fields", killed)
         with pytest.raises(Killed):
             run(experiment(), config, tmp_path / "parts")
     run(experiment(), config, tmp_path / "parts")

@@ -98,7 +98,7 @@ def test_interrupted_at_any_batch(tmp_path: Path, method: str) -> None:
     [
         *((method, "_Run._close_round") for method in METHODS),
         # The learner has left the model by then: one method stands for all.
-        ("movement", "_counts"),
+        ("movement", "ticket_fields"),
         ("movement", "_Run._clean_up"),
     ],
 )

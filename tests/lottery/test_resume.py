@@ -102,7 +102,7 @@ def test_interrupted_between_the_parts_of_a_round(
     target = {
         "ticket": "sparsebert.lottery.loop.start_round",  # after the ticket is written
         "trained": "sparsebert.training.snapshot.Snapshot.save",  # after the last step
-        "evaluate": "sparsebert.lottery.loop._counts",  # before the record is written
+        "evaluate": "sparsebert.lottery.loop.ticket_fields",  # before the record is written
         "log": "sparsebert.lottery.loop._Run._clean_up",  # after it is
         "finish": "sparsebert.lottery.loop.shutil.copyfile",  # after the model, before its ticket
     }[where]

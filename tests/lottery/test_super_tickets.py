@@ -88,7 +88,7 @@ def test_killed_before_a_round_s_record_it_chooses_the_same(
     run(scripted(), config, tmp_path / "whole")
     from sparsebert.lottery import loop
 
-    calls, original = iter(range(where, -1, -1)), loop._counts
+    calls, original = iter(range(where, -1, -1)), loop.ticket_fields
 
     def killed(*arguments: Any) -> Any:
         if next(calls) == 0:
@@ -96,7 +96,7 @@ def test_killed_before_a_round_s_record_it_chooses_the_same(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_counts", killed)
+        patch.setattr(loop, "ticket_fields", killed)
         with pytest.raises(Killed):
             run(scripted(), config, tmp_path / "parts")
     run(scripted(done=where), config, tmp_path / "parts")

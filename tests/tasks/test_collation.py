@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
+import pytest
 import torch
 
-from sparsebert.tasks import Example, collate, encode
+from sparsebert.tasks import Example, Question, Tagged, collate, encode
 
 
 class TestPadding:
@@ -27,6 +29,24 @@ class TestPadding:
     def test_lengths_can_be_rounded_up(self, tokenizer: Any) -> None:
         encoded = encode([Example(("a dog",), 1)], "sst2", tokenizer)
         assert collate("sst2", tokenizer, pad_to_multiple_of=8)([encoded[0]])["input_ids"].shape == (1, 8)
+
+    @pytest.mark.parametrize(
+        ("task", "examples"),
+        [
+            ("squad", [Question("1", "the", "a dog ran on", (("dog", 2),)), Question("2", "a", "cat", ())]),
+            ("conll2003", [Tagged(("a", "dog", "ran"), (0, 1, 0)), Tagged(("cat",), (1,))]),
+        ],
+    )
+    def test_positions_of_answers_and_words_count_from_the_first_token(
+        self, tokenizer: Any, task: str, examples: list[Any]
+    ) -> None:
+        left = copy.copy(tokenizer)
+        left.padding_side = "left"  # as of Llama's and XLNet's tokenizers
+        encoded = encode(examples, task, left)
+        batch = collate(task, left)([encoded[0], encoded[1]])
+        short = encoded[1]["input_ids"]
+        assert batch["input_ids"][1, : len(short)].tolist() == short
+        assert left.padding_side == "left"
 
 
 class TestMasking:

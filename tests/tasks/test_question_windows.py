@@ -142,6 +142,21 @@ class TestDocStride:
         with pytest.raises(ValueError, match="doc_stride must be a positive number of tokens, got 0"):
             TextFormat(doc_stride=0)
 
+    @pytest.mark.parametrize("doc_stride", [None, 1])
+    def test_a_length_without_room_for_a_paragraph_is_refused(
+        self, tokenizer: Any, doc_stride: int | None
+    ) -> None:
+        question = Question("1", "the cat sat", "a dog ran on", (("dog", 2),))
+        shortest = 6 if doc_stride is None else 5
+        assert len(encode([question], "squad", tokenizer, TextFormat(shortest, doc_stride=doc_stride)))
+        with pytest.raises(ValueError, match=f"max_length={shortest - 1} leaves no room for"):
+            encode([question], "squad", tokenizer, TextFormat(shortest - 1, doc_stride=doc_stride))
+
+    @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+    def test_a_threshold_that_decides_nothing_is_refused(self, threshold: float) -> None:
+        with pytest.raises(ValueError, match=f"null_score_diff_threshold must be .* got {threshold}"):
+            TextFormat(null_score_diff_threshold=threshold)
+
 
 class TestMaxContext:
     @pytest.mark.parametrize(("max_context", "text"), [(None, "in"), (True, "sat")])

@@ -41,6 +41,8 @@ def test_steps_of_a_round(changes: dict[str, Any], examples: int, steps: int) ->
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_steps 5 conflicts with warmup_ratio 0.1"),
         ({"optimizer": "adamx"}, "did you mean 'adamax'"),
         ({"optimizer": "sgd", "adam_epsilon": 1e-6}, "adam_epsilon 1e-06 does not apply to sgd"),
+        # 0 / 0 where no gradient came: the embeddings of unseen tokens.
+        ({"adam_epsilon": 0.0}, "adam_epsilon must be positive, got 0.0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be at least 0"),
     ],
 )

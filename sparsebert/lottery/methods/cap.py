@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sparsebert.lottery.contrastive_method import ContrastiveMethod
 from sparsebert.lottery.experiment import Experiment, RunConfig
@@ -30,8 +30,8 @@ class _Snapshots(ContrastiveMethod):
         require_at_least_one(self, "snapshot_every")
 
     def _snapshot_interval(self, experiment: Experiment, config: RunConfig) -> int | None:
-        epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0, warmup_ratio=None)
-        return self.snapshot_every or epoch.steps_of(len(experiment.train), distributed.count())
+        examples, processes = len(experiment.train), distributed.count()
+        return self.snapshot_every or config.training.steps_per_epoch(examples, processes)
 
 
 @register("cap")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
@@ -308,8 +308,7 @@ def _sites(experiment: Experiment, config: RunConfig) -> dict[str, GateSite]:
 
 
 def _steps_per_epoch(experiment: Experiment, config: RunConfig) -> int:
-    epoch = replace(config.training, steps=None, epochs=1.0, warmup_steps=0, warmup_ratio=None)
-    return epoch.steps_of(len(experiment.train), distributed.count())
+    return config.training.steps_per_epoch(len(experiment.train), distributed.count())
 
 
 def _steps(experiment: Experiment, config: RunConfig) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -87,11 +87,10 @@ def save_tables(tables: Sequence[Table], pictures: Sequence[Picture], folder: Pa
 
 
 def _stems(titles: Iterable[str]) -> list[str]:
-    """Return names of files; titles that differ in signs alone are numbered."""
-    times: Counter[str] = Counter()
-    stems = []
+    """Return names of files, none of them twice: titles that differ in signs alone are numbered."""
+    stems: dict[str, None] = {}
     for title in titles:
         stem = file_stem(title)
-        times[stem] += 1
-        stems.append(f"{stem}-{times[stem]}" if times[stem] > 1 else stem)
-    return stems
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        stems[next(name for name in names if name not in stems)] = None
+    return list(stems)

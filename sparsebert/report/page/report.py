@@ -104,7 +104,7 @@ class Report:
             lstrip_blocks=True,
         )
         template = environment.get_template("page.html")
-        style, script = ((folder / name).read_text() for name in ("page.css", "page.js"))
+        style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
         # Only this script runs, whatever a record holds. The browser compares the element's whole text.
         digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
         lack = self._lack_of_plots()
