@@ -121,10 +121,10 @@ def _files(source: Path) -> Iterator[Path]:
     from sparsebert.workflows.ticket_sources import natural_order
 
     name = RunFolder(source).log.name
-    found = sorted((*source.rglob(RECORDS), *source.rglob(name)), key=lambda file: natural_order(str(file)))
+    files = sorted((*source.rglob(RECORDS), *source.rglob(name)), key=lambda file: natural_order(str(file)))
     # The rounds of a sweep's many runs are shown for the folders of the runs.
-    sweeps = {file.parent for file in found if file.name == RECORDS}
-    logs = [file for file in found if file.name == RECORDS or sweeps.isdisjoint(file.parents)]
+    sweeps = {file.parent for file in files if file.name == RECORDS}
+    logs = [file for file in files if file.name == RECORDS or sweeps.isdisjoint(file.parents)]
     if not logs and RunFolder(source).run_json.exists():
         raise ValueError(f"{source} holds a run without a finished round; report it after its first round")
     if not logs:
