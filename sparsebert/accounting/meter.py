@@ -101,7 +101,7 @@ class Meter:
         """Return what the block has used so far, or to its end, in all sessions."""
         if self._final is not None:
             return self._final
-        if self._gpu:
+        if self._started is not None:
             ended = self._cuda_event()
             ended.synchronize()
             self._cuda_seconds = self._started.elapsed_time(ended) / 1e3
@@ -177,6 +177,8 @@ class Meter:
             return None
         import torch
 
+        if not torch.cuda.is_available():
+            return None
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

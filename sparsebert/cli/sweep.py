@@ -242,7 +242,7 @@ def _run(
 
     def train(cell: Cell, folder: Path) -> None:
         context = RunContext(say).of_run(cell.name)
-        lines.runs(cell).carry_out({cell.seed: folder}, {}, {cell.seed: context}, examples)
+        lines.runs(cell).carry_out({cell.seed: folder}, {}, context, examples)
 
     def measured(cell: Cell, folder: Path) -> dict[str, Any] | None:
         if cell.seed != first_seed:

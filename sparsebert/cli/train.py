@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,12 +106,8 @@ def train(
     folder = out or Path("runs") / requested.folder_name(seeds)
     folders = {seed: folder / f"seed-{seed}" if len(numbers) > 1 else folder for seed in numbers}
     dense_folders = {seed: dense / f"seed-{seed}" for seed in numbers} if dense is not None else {}
-    plain = RunContext(say, carbon_intensity=carbon_intensity)
-    contexts = dict.fromkeys(numbers, plain)
-    contexts[numbers[0]] = replace(plain, before=_print_speed_estimate)  # all seeds have the same estimate
-    if len(numbers) > 1:
-        contexts = {seed: context.of_run(f"seed {seed}") for seed, context in contexts.items()}
-    done = requested.carry_out(folders, dense_folders, contexts, examples)
+    context = RunContext(say, _print_speed_estimate, carbon_intensity=carbon_intensity)
+    done = requested.carry_out(folders, dense_folders, context, examples)
     if distributed.is_main():
         _report(done.task, done.runs, done.dense_runs, json)
         typer.echo(f"tickets, run log and trained model: {folder}")

@@ -109,7 +109,7 @@ class TrainRuns:
         self,
         folders: Mapping[int, Path],
         dense_folders: Mapping[int, Path],
-        contexts: Mapping[int, RunContext],
+        context: RunContext,
         examples: ExampleCache,
     ) -> FinishedRuns:
         """Carry out the runs, and dense runs of the same training to compare with.
@@ -117,7 +117,7 @@ class TrainRuns:
         Args:
             folders: Folder of the run by seed.
             dense_folders: Folder of the dense run by seed; empty for none.
-            contexts: Callbacks of the run by seed.
+            context: Callbacks. Lines of several seeds name theirs; ``before`` is called for the first.
             examples: Holds the examples, which are loaded and encoded once for all runs.
 
         Raises:
@@ -151,21 +151,23 @@ class TrainRuns:
             text_format=self.data.text_format,
             encode=examples.encode,
         )
-        runs = [
-            train_run(
+        plain = replace(context, before=RunContext().before)
+        runs = []
+        for number, (seed, folder) in enumerate(folders.items()):
+            of_seed = plain if number else context
+            run = train_run(
                 workflow.seeded(config, seed),
                 folder,
                 also=others,
                 teacher={each: by_seed[seed] for each, by_seed in teachers.items()},
-                context=contexts[seed],
+                context=of_seed.of_run(f"seed {seed}") if len(folders) > 1 else of_seed,
             )
-            for seed, folder in folders.items()
-        ]
+            runs.append(run)
         dense_runs = [
             train_run(
                 workflow.dense(workflow.seeded(config, seed)),
                 folder,
-                context=replace(contexts[seed], before=RunContext().before).of_run(f"dense, seed {seed}"),
+                context=plain.of_run(f"dense, seed {seed}"),
             )
             for seed, folder in dense_folders.items()
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +12,11 @@ import pytest
 
 from sparsebert.accounting import energy
 from sparsebert.accounting.energy import NotMeasuredError, Nvml, Rapl, open_counters
+from tests.rapl import write_domain as write_domain_up_to
 
 RANGE = 1_000_000
 
-
-def write_domain(folder: Path, number: str, name: str, count: int = 0) -> Path:
-    domain = folder / f"intel-rapl:{number}"
-    domain.mkdir(parents=True)
-    (domain / "name").write_text(f"{name}\n")
-    (domain / "max_energy_range_uj").write_text(f"{RANGE}\n")
-    (domain / "energy_uj").write_text(f"{count}\n")
-    return domain / "energy_uj"
+write_domain = functools.partial(write_domain_up_to, most=RANGE)
 
 
 class TestRapl:

@@ -228,6 +228,7 @@ def test_the_time_of_a_gpu_is_between_events(monkeypatch: pytest.MonkeyPatch) ->
         def elapsed_time(self, end: Event) -> float:
             return 1e3 * (end.at - self.at)
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)

@@ -13,6 +13,7 @@ import pytest
 from sparsebert import results
 from sparsebert.accounting import energy
 from sparsebert.cli import app
+from tests import rapl
 from tests.cli.tiny import QUICK, WORDS, refused
 
 pytest.importorskip("transformers")
@@ -35,18 +36,15 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
-    monkeypatch.setattr(energy.open_counters, "__kwdefaults__", {"folder": tmp_path / "powercap"})
+    rapl.read_from(tmp_path / "powercap", monkeypatch)
 
 
 @pytest.fixture
 def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A RAPL package whose counter stands at 1 kWh when it is read again."""
-    domain = tmp_path / "powercap" / "intel-rapl:0"
-    domain.mkdir(parents=True)
-    for name, content in (("name", "package-0"), ("max_energy_range_uj", "9" * 15), ("energy_uj", "0")):
-        (domain / name).write_text(content)
-    monkeypatch.setattr(energy.open_counters, "__kwdefaults__", {"folder": domain.parent})
-    return domain / "energy_uj"
+    counter = rapl.write_domain(tmp_path / "powercap", "0", "package-0")
+    rapl.read_from(tmp_path / "powercap", monkeypatch)
+    return counter
 
 
 def recorded(command: list[str], file: Path, kind: str) -> list[Any]:

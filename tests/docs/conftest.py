@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import decoders
+from tests import decoders, rapl
 
 SENTENCES = ("zeros cost nothing now .", "a ticket is one small file .")
 LABEL_WORDS = ("terrible", "great", "it", "was")
@@ -35,7 +35,9 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder of the test's own, with the materials in it."""
+    """A current folder of the test's own, with the materials in it, on a machine that counts its energy."""
+    rapl.write_domain(tmp_path / "powercap", "0", "package-0")
+    rapl.read_from(tmp_path / "powercap", monkeypatch)
     for each in materials.iterdir():
         (tmp_path / each.name).symlink_to(each)
     monkeypatch.chdir(tmp_path)
@@ -93,6 +95,8 @@ def _write_data(folder: Path) -> None:
     files |= {"reviews.csv": reviews, "held-out.csv": reviews, "sentences.txt": list(SENTENCES)}
     words = sorted({word for sentence in SENTENCES for word in sentence.split()})
     files |= {"train.txt": list(SENTENCES), "valid.txt": list(SENTENCES)}
+    tagged = ["it B-LOC", *(f"{word} O" for word in words), ""] * 4
+    files |= {"train.conll": tagged, "dev.conll": tagged}
     files["texts.txt"] = [" ".join(texts) for texts in permutations(words[:6], 4)]
     for name, lines in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
