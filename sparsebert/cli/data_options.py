@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import typer
 
 from sparsebert.cli.path_checks import require_files
-from sparsebert.cli.shared_options import TASK_NAMES, comma_separated, require_applicable, require_numbers
+from sparsebert.cli.shared_options import (
+    TASK_NAMES,
+    DataFolder,
+    comma_separated,
+    require_applicable,
+    require_numbers,
+)
 
 if TYPE_CHECKING:
     from sparsebert.tasks import Task, TaskData, TextFormat
@@ -35,14 +41,7 @@ class DataOptions:
 
     panel: ClassVar = "Data"
 
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            "--data-dir",
-            help="folder with the tasks' original files (SST-2/train.tsv, ...); the hub if omitted",
-        ),
-    ] = None
+    data: DataFolder = None
     train_file: Annotated[
         Path | None, typer.Option(help="your own task: table to train on (.csv, .tsv, .jsonl, .json)")
     ] = None

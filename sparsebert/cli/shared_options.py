@@ -24,6 +24,14 @@ MEASURE_HELP = (
 # Limit of --batch and --seq: larger values are mistakes.
 MAX_TOKENS = 2**20
 
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        "--data-dir",
+        help="folder with the tasks' original files (SST-2/train.tsv, ...); the hub if omitted",
+    ),
+]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="append the results to this file, as JSON lines")
 ]

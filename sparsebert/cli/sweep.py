@@ -13,7 +13,7 @@ from sparsebert.atomic import write_text
 from sparsebert.cli.console import print_tables
 from sparsebert.cli.exit_codes import INCOMPLETE, CommandFailed
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
-from sparsebert.cli.shared_options import JsonFile, require_numbers
+from sparsebert.cli.shared_options import DataFolder, JsonFile, require_numbers
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -44,14 +44,7 @@ def sweep(
             "runs/NAME-small]"
         ),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            "--data-dir",
-            help="folder with the tasks' original files (SST-2/train.tsv, ...); the hub if omitted",
-        ),
-    ] = None,
+    data: DataFolder = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
