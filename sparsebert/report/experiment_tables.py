@@ -164,8 +164,10 @@ def _notes(group: Sequence[Record]) -> list[str]:
     first = group[0]
     source, seeds = first["source"], sorted({row["seed"] for row in group})
     unit = "In per cent" if first["unit"] == "percent" else "As fractions"
-    spread = "mean ± standard deviation (n - 1) over" if len(seeds) > 1 else "of"
-    notes = [f"{unit}, {spread} {counted(len(seeds), 'seed')}: {', '.join(map(str, seeds))}."]
+    notes = [f"{unit}; seed {seeds[0]}."]
+    if len(seeds) > 1:
+        numbers = ", ".join(map(str, seeds))
+        notes = [f"{unit}, mean ± standard deviation (n - 1) over {len(seeds)} seeds: {numbers}."]
     if first["relative_to"] is not None:
         base = next(
             (row["row_label"] for row in group if row["row"] == first["relative_to"]), first["relative_to"]
