@@ -1,6 +1,6 @@
 """Every sample of the documents runs as printed, but for the model, and fewer steps, rounds and seeds.
 
-A page's sample of an experiment is the file ``experiment.yaml`` of its commands.
+Commands of an experiment run the small preset of the page's sample of one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ SMALLER = {
     "bert-base": "bert-tiny",
     "bert-base-cased": "my-model",
     "microsoft/mpnet-base": "bert-tiny",
+    "benchmarks/experiments/chen-table-2.yaml": "experiment.yaml",
+    "runs/chen-table-2-small": "runs/experiment-small",
 }
 TRAINING = ["--steps", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu"]
 DATA = ["--data", "data"]
@@ -41,7 +43,7 @@ MORE = {
     "arena": ["--budget", "0", "--vs", "onednn", "--batch", "4"],
     "optimize": ["--budget", "0", "--batch", "4", "--granularities", "none"],
     "heal": ["--minutes", "0.02"],
-    "sweep": DATA,
+    "sweep": [*DATA, "--small"],
     "bench": ["--budget", "0.05", "--no-memory", "--batch", "2", "--seq", "16"],
 }
 MORE_OF_METHOD = {
