@@ -12,7 +12,9 @@ import typer
 from sparsebert.atomic import write_text
 from sparsebert.cli.console import print_tables
 from sparsebert.cli.exit_codes import INCOMPLETE, CommandFailed
+from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import DataFolder, JsonFile, require_numbers
 from sparsebert_kernels.errors import unknown
 
@@ -25,6 +27,7 @@ MARKDOWN = "experiment.md"
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
+@flattened
 def sweep(
     file: Annotated[
         Path,
@@ -34,6 +37,7 @@ def sweep(
             show_default=False,
         ),
     ],
+    resources: ResourceOptions,
     small: Annotated[
         bool, typer.Option("--small", help="run the small preset, which trains a small model in minutes")
     ] = False,
@@ -88,23 +92,25 @@ def sweep(
     models = _model_folders(model_folder or [])
     from sparsebert.cli.train_options import TrainCommandOptions
     from sparsebert.experiments.read import read_experiment
+    from sparsebert.workflows.sweep import selected_cells
 
     grid = read_experiment(file, TrainCommandOptions(), small=small)
     out = out or Path("runs") / (f"{grid.name}-small" if small else grid.name)
     require_folders({"--out": out, "--data": data})
     require_records("--json", json)
     _require_models(models, grid)
-    lines = _Lines(out, data, models)
+    lines = _Lines(out, data, models, resources.carbon_intensity)
     for cell in grid.cells:
         _check(cell, grid, lines)
+    selected = selected_cells(grid, only or [])
+    resources.account(gpu=any(lines.runs(cell).training.on_gpu for cell in selected))
     if dry_run:
-        _print_lines(grid, only or [], lines)
+        for cell in selected:
+            typer.echo(f"sparsebert train {shlex.join(lines.of(cell))}")
         return
-    records = _run(grid, lines, only or [], speed, budget, rerun_changed, keep_models)
+    records = _run(grid, lines, selected, speed, budget, rerun_changed, keep_models)
     from sparsebert import results
     from sparsebert.report.experiment_tables import experiment_tables
-    from sparsebert.report.format import counted
-    from sparsebert.workflows.sweep import UNSELECTED
 
     tables = experiment_tables(records)
     print_tables(tables)
@@ -112,20 +118,17 @@ def sweep(
     if json is not None:
         results.append(json, records)
     typer.echo(f"runs, records and tables: {out}")
-    holes = [row["reason"] for row in records if row["status"] != "done"]
-    missing = len(holes) - holes.count(UNSELECTED)
-    failed = sum("failed" in row.get("speed", {}) for row in records)
-    if missing or failed:
-        parts = [f"{counted(missing, 'run')} of {len(records)} failed"] if missing else []
-        parts += [f"{counted(failed, 'ticket')} without a speed"] if failed else []
-        raise CommandFailed(f"{', '.join(parts)}; the last table says why", INCOMPLETE)
+    _require_results(records, selected)
 
 
 class _Lines:
     """The command line of each cell."""
 
-    def __init__(self, out: Path, data: Path | None, models: Mapping[str, str]) -> None:
+    def __init__(
+        self, out: Path, data: Path | None, models: Mapping[str, str], carbon_intensity: float | None
+    ) -> None:
         self.out = out
+        self.carbon_intensity = carbon_intensity
         self._data = data
         self._models = models
 
@@ -145,6 +148,8 @@ class _Lines:
         values["model"] = self._model(str(values["model"]))
         if self._data is not None and not values.keys() & {"train-file", "validation-file"}:
             values["data"] = str(self._data)
+        if self.carbon_intensity is not None:
+            values["carbon-intensity"] = str(self.carbon_intensity)
         folder = run_folder(self.out, cell.place, cell.seed)
         return arguments({**values, "seed": str(cell.seed), "out": str(folder)})
 
@@ -201,19 +206,24 @@ def _check(cell: Cell, grid: Grid, lines: _Lines) -> None:
         raise ValueError(f"{cell.where}: {error}") from None
 
 
-def _print_lines(grid: Grid, only: Sequence[str], lines: _Lines) -> None:
-    from sparsebert.workflows.sweep import selected_cells
+def _require_results(records: Sequence[Mapping[str, Any]], selected: Sequence[Cell]) -> None:
+    """Raise CommandFailed if runs or measurements of this sweep failed; the other cells are of earlier ones."""
+    from sparsebert.report.format import counted
 
-    selected = selected_cells(grid, only)
-    for cell in grid.cells:
-        if cell.name in selected:
-            typer.echo(f"sparsebert train {shlex.join(lines.of(cell))}")
+    places = {(cell.place.row, cell.place.column, cell.seed) for cell in selected}
+    rows = [row for row in records if (row["row"], row["column"], row["seed"]) in places]
+    missing = sum(row["status"] != "done" for row in rows)
+    failed = sum("failed" in row.get("speed", {}) for row in rows)
+    if missing or failed:
+        parts = [f"{counted(missing, 'run')} of {len(rows)} failed"] if missing else []
+        parts += [f"{counted(failed, 'ticket')} without a speed"] if failed else []
+        raise CommandFailed(f"{', '.join(parts)}; the last table says why", INCOMPLETE)
 
 
 def _run(
     grid: Grid,
     lines: _Lines,
-    only: Sequence[str],
+    selected: Sequence[Cell],
     speed: bool,
     budget: float,
     rerun_changed: bool,
@@ -234,7 +244,7 @@ def _run(
         typer.echo(line, err=True)
 
     def train(cell: Cell, folder: Path) -> None:
-        context = RunContext(say).of_run(cell.name)
+        context = RunContext(say, carbon_intensity=lines.carbon_intensity).of_run(cell.name)
         lines.runs(cell).carry_out({cell.seed: folder}, {}, context, examples)
 
     def measured(cell: Cell, folder: Path) -> dict[str, Any] | None:
@@ -246,10 +256,10 @@ def _run(
     sweep = Sweep(
         grid,
         lines.out,
+        selected,
         train,
         detect().record(),
         measured if speed else None,
-        only,
         rerun_changed,
         keep_models,
         lines.local_paths,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from sparsebert import results
+from sparsebert.accounting import energy
 from sparsebert.cli import app
 from sparsebert.lottery.run_folder import RunFolder
+from tests import rapl
 from tests.cli.tiny import refused
 
 pytest.importorskip("transformers")
@@ -147,7 +150,10 @@ def test_a_cell_without_data_is_a_hole_and_the_others_go_on(
     )
     assert hole["reason"].endswith("(not here)")
     assert rows["imp/sst2/seed-1"]["status"] == "done"
-    assert "2 runs of 6 failed; the last table says why" in capsys.readouterr().err
+    assert "2 runs of 4 failed; the last table says why" in capsys.readouterr().err
+    # Failures of an earlier sweep stay in the table; they are not those of a sweep of other cells.
+    assert sweep("--only", "imp/*") == 0
+    assert records(tmp_path / "sweep")["moved/rte/seed-1"]["reason"] == hole["reason"]
 
 
 def test_a_cell_whose_source_did_not_run_says_so(
@@ -301,6 +307,31 @@ def test_speed_is_measured_once_and_stands_beside_accuracy(
     measured = (tmp_path / "sweep/imp/sst2/seed-1/speed.jsonl").read_bytes()
     assert sweep(*only) == 0
     assert (tmp_path / "sweep/imp/sst2/seed-1/speed.jsonl").read_bytes() == measured
+
+
+def test_the_carbon_of_each_run_stands_in_its_record_and_in_the_report(
+    sweep: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    only = ["--only", "dense/*", "--carbon-intensity", "380"]
+    rapl.read_from(tmp_path / "powercap", monkeypatch)
+    assert sweep(*only) == 2
+    assert "--carbon-intensity 380 needs measured energy" in capsys.readouterr().err
+    rapl.write_domain(tmp_path / "powercap", "0", "package-0")
+    counts = itertools.count(0, 3_600_000_000_000)  # a kWh between two readings
+    monkeypatch.setattr(energy.Rapl, "_counts", lambda rapl: {"package-0": next(counts)})
+    assert sweep(*only) == 0
+    resources = records(tmp_path / "sweep")["dense/sst2/seed-1"]["resources"]
+    assert resources["carbon"]["grams_per_kwh"] == 380
+    assert resources["carbon"]["grams"] == pytest.approx(resources["energy"]["joules"] / 3.6e6 * 380)
+    assert resources["carbon"]["grams"] > 0
+    capsys.readouterr()
+    assert app.main(["report", str(tmp_path / "sweep")]) == 0
+    assert "at 380 g/kWh, as the user gave it" in capsys.readouterr().out
+    assert sweep("--dry-run", *only) == 0
+    assert "--carbon-intensity 380.0" in capsys.readouterr().out
 
 
 def test_a_page_names_tickets_by_their_place_in_the_sweep(sweep: Callable[..., int], tmp_path: Path) -> None:
