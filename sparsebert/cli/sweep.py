@@ -207,7 +207,7 @@ def _check(cell: Cell, grid: Grid, lines: _Lines) -> None:
 
 
 def _require_results(records: Sequence[Mapping[str, Any]], selected: Sequence[Cell]) -> None:
-    """Raise CommandFailed if runs or measurements of this sweep failed; the other cells are of earlier ones."""
+    """Raise CommandFailed if a selected run failed, or its measurement; others are of earlier sweeps."""
     from sparsebert.report.format import counted
 
     places = {(cell.place.row, cell.place.column, cell.seed) for cell in selected}

@@ -17,6 +17,7 @@ from sparsebert.report.break_even import (
 from sparsebert.report.format import Record, baseline_name, machine_text, span_text, threads_text
 from sparsebert.report.model_tables import sweeps
 from sparsebert.report.picture import Picture
+from sparsebert.report.plain_text import figure_text
 from sparsebert.report.plots import line_style, new_figure, save_figure
 from sparsebert.report.table import Table
 
@@ -138,7 +139,7 @@ def _speedup_lines(axes: Axes, curve: Curve, reference: str, number: int) -> Non
             sparsities,
             [ratio["median"] for ratio in ratios],
             **style | {"linestyle": dashes, "markerfacecolor": fill},
-            label=label,
+            label=figure_text(label),
         )
         axes.fill_between(
             sparsities,
