@@ -43,8 +43,9 @@ def cpu_roofline_pictures(records: Iterable[Record]) -> list[Picture]:
             title = f"Measured roofline: {each.title}"
             caption = (
                 "Each mark is a part of the model: the higher, the faster; its area is its share of the "
-                "batch's time. No part is faster than the line of its precision, nor than the slope of "
-                f"memory, or of the last-level cache where its operands fit. {' '.join(each.notes())}"
+                "batch's time, which the legend holds. The table has further sides. No part can be faster "
+                "than the line of its precision, nor than the slope of memory, or of the last-level cache "
+                f"where its operands fit. {' '.join(each.notes())}"
             )
             draw = functools.partial(cpu_roofline_figure, each)
             pictures.append(
@@ -87,10 +88,11 @@ def cpu_roofline_figure(roofline: Roofline) -> Figure:
 
 def _ceilings(axes: Axes, ceilings: Record, points: Sequence[RooflinePoint]) -> None:
     """Draw slopes and lines, those of precisions that no point computes in thinner."""
-    top, lowest = max(ceilings["flops"].values()), min(ceilings["flops"].values())
-    ridge = lowest / ceilings["read"]
-    low = min(*(each.intensity for each in points), ridge) / 2
-    high = 2.2 * max(*(each.intensity for each in points), ridge)
+    top = max(ceilings["flops"].values())
+    fastest = max(ceilings["read"], ceilings["cache_read"] or 0.0)
+    # Wide enough for both slopes to be seen.
+    low = min(*(each.intensity for each in points), top / fastest) / 2
+    high = 2.2 * max(*(each.intensity for each in points), top / ceilings["read"])
     used = {name for each in points for name in each.precision.split(", ")}
     slopes = [("read", "-", "memory")]
     if ceilings["cache_read"] is not None:
@@ -100,7 +102,6 @@ def _ceilings(axes: Axes, ceilings: Record, points: Sequence[RooflinePoint]) -> 
         xs = [low, min(max(top / bandwidth, low), high)]
         label = f"{words}: {bandwidth / 1e9:.0f} GB/s"
         axes.plot(xs, [bandwidth * x / 1e9 for x in xs], dashes, color=_INK, linewidth=1, label=label)
-    fastest = max(ceilings[name] for name, _, _ in slopes)
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": _INK, "ha": "right"}
     for precision, peak in ceilings["flops"].items():
         left = min(max(peak / fastest, low), high)
