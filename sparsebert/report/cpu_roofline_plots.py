@@ -31,7 +31,7 @@ _SHORT = {"qkv": "qkv", "attention": "attention", "output": "output", "up": "up"
 _INK = "0.3"
 _DENSE = "0.45"
 # Areas of marks, in square points: the smallest, one that takes the whole batch, and one of a legend.
-_SMALLEST, _WHOLE, _LEGEND = 16.0, 500.0, 40.0
+_SMALLEST, _WHOLE, _LEGEND = 24.0, 500.0, 40.0
 
 
 def cpu_roofline_pictures(records: Iterable[Record]) -> list[Picture]:
