@@ -16,6 +16,7 @@ from sparsebert.fuse import fuse_
 from sparsebert.sparsify import sparsify_
 from sparsebert_kernels.cpu import native
 from sparsebert_kernels.cpu.encoder import has_engine
+from tests.fuse.models import FAMILIES, answers, make
 
 LAYERS, HIDDEN, NEURONS = 2, 128, 512
 needs_native = pytest.mark.skipif(not native.available(), reason="no native library")
@@ -96,6 +97,31 @@ def test_prepacked_layers_count_like_those_that_they_replace(even: PrunedModel) 
     in_bf16 = by_part(prepack_(even.workload.load_model().bfloat16(), 32), even.workload)
     assert in_bf16["up"].precision == "bf16"
     assert in_bf16["up"].bytes == {each.part: each for each in plain}["up"].bytes / 2
+
+
+@needs_native
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_of_every_family_compute_the_same_plain_and_fused(name: str) -> None:
+    workload = Workload(name, batch=3, lengths=(9, 4, 1))
+    plain = {each.part: each.flops for each in model_operations(make(name), workload)}
+    fused = fuse_(make(name))
+    answers(fused)
+    assert {each.part: each.flops for each in model_operations(fused, workload)} == plain
+    assert all(flops > 0 for flops in plain.values())
+
+
+@needs_native
+def test_local_attention_multiplies_pairs_within_its_window_alone() -> None:
+    """Of four layers, two attend to four tokens on either side, and two to all nine."""
+    workload = Workload("ModernBertModel", batch=1, lengths=(9,))
+    model = make("ModernBertModel")
+    attention = {each.part: each for each in model_operations(model, workload)}["attention"]
+    near = sum(abs(query - key) <= 4 for query in range(9) for key in range(9))
+    local = [layer.attention_type == "sliding_attention" for layer in model.layers]
+    pairs = sum(near if each else 81 for each in local)
+    assert near < 81
+    assert sum(local) == 2
+    assert attention.flops == 2 * pairs * 2 * model.config.hidden_size
 
 
 @pytest.mark.parametrize("window", [None, 0, 1, 3, 9])
