@@ -270,8 +270,8 @@ def selected_cells(grid: Grid, patterns: Sequence[str]) -> list[Cell]:
     needed: set[Key] = set()
     # A cell comes after those that it needs.
     for cell in reversed(grid.cells):
-        asked = not patterns or any(fnmatchcase(str(cell.place), each) for each in patterns)
-        if asked or _key_of(cell) in needed:
+        selected = not patterns or any(fnmatchcase(str(cell.place), each) for each in patterns)
+        if selected or _key_of(cell) in needed:
             needed.add(_key_of(cell))
             needed |= {(place.row, place.column, cell.seed) for place in cell.sources.values()}
     return [cell for cell in grid.cells if _key_of(cell) in needed]
