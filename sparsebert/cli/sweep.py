@@ -15,7 +15,7 @@ from sparsebert.cli.exit_codes import INCOMPLETE, CommandFailed
 from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
 from sparsebert.cli.resource_options import ResourceOptions
-from sparsebert.cli.shared_options import DataFolder, JsonFile, require_numbers
+from sparsebert.cli.shared_options import DataFolder, JsonFile, require_applicable, require_numbers
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from sparsebert.experiments.grid import Cell, Grid
 
 MARKDOWN = "experiment.md"
+# Seconds of timed rounds per ticket.
+_BUDGET = 5.0
+# Options whose values are models.
+_MODELS = {"model", "teacher"}
 # The model that a package of the registry holds, for machines without a network.
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -69,7 +73,9 @@ def sweep(
             help="measure the speed of the first seed's tickets against dense baselines on this CPU",
         ),
     ] = False,
-    budget: Annotated[float, typer.Option(help="with --speed: seconds of timed rounds per ticket")] = 5.0,
+    budget: Annotated[
+        float | None, typer.Option(help="with --speed: seconds of timed rounds per ticket [default: 5]")
+    ] = None,
     rerun_changed: Annotated[
         bool,
         typer.Option("--rerun-changed", help="delete and run again the cells whose options have changed"),
@@ -89,6 +95,8 @@ def sweep(
     """
     require_files({"FILE": file})
     require_numbers({"--budget": budget}, least=0)
+    if not speed:
+        require_applicable({"--budget": budget}, "--speed")
     models = _model_folders(model_folder or [])
     from sparsebert.cli.train_options import TrainCommandOptions
     from sparsebert.experiments.read import read_experiment
@@ -108,7 +116,8 @@ def sweep(
         for cell in selected:
             typer.echo(f"sparsebert train {shlex.join(lines.of(cell))}")
         return
-    records = _run(grid, lines, selected, speed, budget, rerun_changed, keep_models)
+    seconds = (_BUDGET if budget is None else budget) if speed else None
+    records = _run(grid, lines, selected, seconds, rerun_changed, keep_models)
     from sparsebert import results
     from sparsebert.report.experiment_tables import experiment_tables
 
@@ -145,7 +154,8 @@ class _Lines:
         from sparsebert.workflows.sweep import run_folder, with_sources
 
         values = with_sources(cell, self.out)
-        values["model"] = self._model(str(values["model"]))
+        for name in _MODELS & values.keys() - cell.sources.keys():
+            values[name] = self._model(str(values[name]))
         if self._data is not None and not values.keys() & {"train-file", "validation-file"}:
             values["data"] = str(self._data)
         if self.carbon_intensity is not None:
@@ -185,7 +195,9 @@ def _model_folders(pairs: Sequence[str]) -> dict[str, str]:
 
 def _require_models(folders: Mapping[str, str], grid: Grid) -> None:
     """Raise ValueError for a folder of a model that no cell has."""
-    models = dict.fromkeys(str(each.options["model"]) for each in grid.cells if "model" in each.options)
+    models = dict.fromkeys(
+        str(each.options[name]) for each in grid.cells for name in sorted(_MODELS & each.options.keys())
+    )
     for name in folders:
         if name not in models:
             raise unknown(f"model of {grid.name} in --model-folder", name, list(models))
@@ -224,17 +236,17 @@ def _run(
     grid: Grid,
     lines: _Lines,
     selected: Sequence[Cell],
-    speed: bool,
-    budget: float,
+    budget: float | None,
     rerun_changed: bool,
     keep_models: bool,
 ) -> list[dict[str, Any]]:
+    """Run the selected cells, and measure speeds for ``budget`` seconds each; None for no measurement."""
     from sparsebert.bench.environment import detect
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.run_context import RunContext
     from sparsebert.workflows.example_cache import ExampleCache
     from sparsebert.workflows.sweep import Sweep
-    from sparsebert.workflows.sweep_speed import SEQUENCES, measure
+    from sparsebert.workflows.sweep_speed import SEQUENCES, measure, measured_before
 
     hush_transformers()
     examples = ExampleCache()
@@ -248,6 +260,8 @@ def _run(
         lines.runs(cell).carry_out({cell.seed: folder}, {}, context, examples)
 
     def measured(cell: Cell, folder: Path) -> dict[str, Any] | None:
+        if budget is None:
+            return measured_before(folder)
         if cell.seed != first_seed:
             return None
         runs = lines.runs(cell)
@@ -259,7 +273,7 @@ def _run(
         selected,
         train,
         detect().record(),
-        measured if speed else None,
+        measured,
         rerun_changed,
         keep_models,
         lines.local_paths,

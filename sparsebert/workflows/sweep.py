@@ -23,7 +23,7 @@ from sparsebert.atomic import locked, write_text
 from sparsebert.experiments.grid import Cell, Grid, Place, Value
 from sparsebert.json_object import read_json_object
 from sparsebert.lottery.run_folder import RunFolder
-from sparsebert.report.format import record_errors
+from sparsebert.report.format import listed, record_errors
 from sparsebert.results import Record
 from sparsebert.workflows.sweep_records import (
     DONE,
@@ -101,6 +101,7 @@ class Sweep:
         with record_errors(f"a record in {self.out / RECORDS}"):
             earlier = {_key(row): row for row in read_records(self.out / RECORDS)}
             self._require_same_experiment(earlier)
+            self._say_left_out(earlier)
             self._records = {
                 _key_of(cell): self._known(cell, earlier.get(_key_of(cell))) for cell in self.grid.cells
             }
@@ -113,6 +114,17 @@ class Sweep:
                 self._write()
         return list(self._records.values())
 
+    def _say_left_out(self, earlier: Mapping[Key, Record]) -> None:
+        """Name the finished runs of cells that the file no longer has: they leave the records."""
+        here = {_key_of(cell) for cell in self.grid.cells}
+        names = [
+            f"{row}/{column}/seed-{seed}"
+            for (row, column, seed), record in earlier.items()
+            if record["status"] == DONE and (row, column, seed) not in here
+        ]
+        if names:
+            self.say(f"no longer in the experiment, without a place in its tables: {listed(names)}")
+
     def _write(self) -> None:
         write_records(self.out / RECORDS, self._records.values())
 
@@ -123,7 +135,17 @@ class Sweep:
             return self._to_come(cell)
         if earlier["reason"] in (UNSELECTED, UNFINISHED):
             return self._to_come(cell)
-        return refreshed(self.grid, cell, earlier)
+        metric, folder = self.grid.metrics.get(cell.place.column), run_folder(self.out, cell.place, cell.seed)
+        if earlier["status"] != DONE or metric in (None, earlier["metric"]):
+            return refreshed(self.grid, cell, earlier)
+        # The file names another metric than it did.
+        if not RunFolder(folder).finished():
+            return self._to_come(cell)
+        speed = {"speed": earlier["speed"]} if "speed" in earlier else {}
+        try:
+            return done_record(self.grid, cell, folder, self.environment) | speed
+        except ValueError as error:
+            return self._hole(cell, error)
 
     def _to_come(self, cell: Cell) -> Record:
         reason = UNFINISHED if cell in self.selected else UNSELECTED
