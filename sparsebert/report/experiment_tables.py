@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparsebert.report.format import (
     MISSING,
+    NAMES,
     Record,
     counted,
     listed,
@@ -217,7 +218,7 @@ def _details(group: Sequence[Record], cells: dict[tuple[str, str], Cell]) -> Tab
     )
     columns = (
         *("cell", "ours", "theirs", "difference", "sparsity", "ticket MB"),
-        *(f"vs {name}" for name in baselines),
+        *(f"vs {NAMES.get(name, name)}" for name in baselines),
         *(("weights MB",) if baselines else ()),
         *("minutes", "runs"),
     )
@@ -259,6 +260,8 @@ def _detail_notes(group: Sequence[Record]) -> list[str]:
             f"{first['batch']} with {tokens} tokens, {counted(first['threads'], 'thread')}; "
             "the outputs agreed first."
         )
+        if any("fused" in each["ratio"] for each in measured):
+            notes.append("vs fused: the dense model in the same native call; what is gained by zeros alone.")
     if any(each["busy"] for each in measured):
         notes.append("Figures marked ? were measured while the machine was busy; do not quote them.")
     return notes

@@ -139,13 +139,21 @@ def test_numbers_may_be_relative_to_a_row_with_the_same_seed() -> None:
     assert without_dense.rows == (("IMP", "- [-1.00]"),)
 
 
+def test_the_gain_of_zeros_alone_is_named() -> None:
+    speed = SPEED | {"ratio": SPEED["ratio"] | {"fused": {"median": 1.0, "p20": 1.0, "p80": 1.0}}}
+    (_, before), (_, details) = experiment_tables([row(speed=SPEED)]), experiment_tables([row(speed=speed)])
+    assert dict(zip(details.columns, details.rows[0], strict=True))["vs fused"] == "1.00x"
+    assert len([note for note in details.notes if "gained by zeros" in note]) == 1
+    assert not any("gained by zeros" in note for note in before.notes)
+
+
 def test_speed_stands_in_the_details_and_its_failure_among_what_is_missing() -> None:
     _, details = experiment_tables([row(speed=SPEED)])
     shown = dict(zip(details.columns, details.rows[0], strict=True))
-    assert (shown["vs onednn"], shown["weights MB"]) == ("1.25x", "2.0")
+    assert (shown["vs oneDNN"], shown["weights MB"]) == ("1.25x", "2.0")
     assert any("batches of 8 with 5 to 40 tokens, 1 thread" in note for note in details.notes)
     _, details, missing = experiment_tables([row(speed={"failed": "wrong outputs"})])
-    assert "vs onednn" not in details.columns
+    assert "vs oneDNN" not in details.columns
     assert missing.rows == (("imp/sst2", "1 run", "no speed: wrong outputs"),)
 
 
