@@ -15,6 +15,7 @@ from sparsebert_kernels.cuda.aot.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = "tests.triton.matmul_cases"
+KERNELS = "sparsebert_kernels.cuda"
 INSTRUCTIONS = {
     "sm_80": "mma.sync m16n8k16",
     "sm_90": "wgmma m64n64k16",
@@ -145,6 +146,15 @@ def test_one_configuration_of_each_kernel_is_fast_on_sm_90():
         "masked dW reduction",
         "bitmap decompression",
     }
+
+
+def test_masked_products_of_uneven_shapes_spill_no_register_on_blackwell():
+    """There, the compiler leaves a thread the fewest registers."""
+    modules = [word for name in ("masked", "masked_gradient") for word in ("--module", f"{KERNELS}.{name}")]
+    labels = r"fp32 ieee 1200x1200$|(tf32|ieee) 312x312$|x bf16 weight fp32 half (1200x1200|312x312)$"
+    done = run(*modules, "--target", "sm_100", "--check", "--match", labels)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 16
 
 
 @pytest.mark.slow
