@@ -19,7 +19,7 @@ class JoinedLinears:
 
     ``join_`` makes the tensors of the layers views of joined ones, so that changes in place need no new join
     and memory does not grow. It waits for the device; ``outputs`` never does. A copy, or a pickle, begins
-    without a join. The first layer holds the join, and drops it where its tensors are replaced, so that layers
+    without a join. The first layer holds the join and drops it where its tensors are replaced, so that layers
     that leave a device hold none of its memory.
     """
 
