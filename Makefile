@@ -10,6 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist worksteal
 
 CPU := kernels/sparsebert_kernels/cpu
 NATIVE_SOURCES := $(CPU)/build_native.py $(wildcard $(CPU)/src/*.cpp $(CPU)/src/*.h)
+SPARSITIES := 0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9
 BENCHMARKS := layers models ffn_stack storage selection training_memory serving
 
 # The kernels are compiled with the lowest triton that a supported CUDA torch brings, and with the newest.
@@ -130,10 +131,13 @@ start-ticket: $(VENV)/.native $(VENV)/.demo  ## what a one-shot ticket saves tra
 break-even: $(VENV)/.native  ## speed against sparsity of MiniLM's shape for each format, and where its time goes; writes benchmarks/results/break_even.jsonl
 	@mkdir -p build
 	rm -f build/break_even.jsonl
+	bench="$(VENV)/bin/sparsebert bench --model minilm --batch 8 --json build/break_even.jsonl"; \
+	for granularity in element 4x1 neuron; do \
+	    $$bench --granularity $$granularity --sparsity $(SPARSITIES),0.95 --no-memory --budget 4 $(ARGS) || exit 1; done; \
 	for granularity in element 4x1 'panel(32,2)' neuron; do \
-	    $(VENV)/bin/sparsebert bench --model minilm --granularity "$$granularity" --sparsity 0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95 \
-	        --batch 8 --no-memory --budget 4 --json build/break_even.jsonl $(ARGS) || exit 1; done
-	$(VENV)/bin/sparsebert bench --model minilm --sparsity 0.9 --batch 8 --profile --json build/break_even.jsonl
+	    $$bench --granularity "$$granularity" --sparsity $(SPARSITIES) --no-memory --budget 4 --dtype bf16 \
+	        --vs onednn,torch-int8,eager $(ARGS) || exit 1; done; \
+	$$bench --sparsity 0.9 --profile
 	mv build/break_even.jsonl benchmarks/results/
 
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
