@@ -154,6 +154,7 @@ def test_masked_products_of_uneven_shapes_spill_no_register_on_blackwell():
         "128x32x64 w8 s3 x fp32 weight fp32 ieee 1200x1200",
         "64x32x64 w8 s3 x fp32 weight fp32 ieee 1200x1200",
         "64x128x128 w8 s3 x bf16 weight fp32 half 1200x1200",
+        "64x128x64 w8 s3 x bf16 weight bf16 half 30522x768",
         "32x64x64 w8 s3 x fp32 weight fp32 tf32 312x312",
         "32x64x32 w4 s2 x fp32 weight fp32 ieee 312x312",
     )

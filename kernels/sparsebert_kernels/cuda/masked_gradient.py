@@ -158,8 +158,8 @@ WEIGHT_GRADIENT = {
     "tf32": Cut(32, 64, 64, 4, 3),
     "ieee": Cut(32, 64, 32, 4, 3),
 }
-# With the cuts above, programs would spill that load and store rows value by value, and those whose epilogue
-# handles float32 weights beside half-precision products. Partial sums have no epilogue.
+# With the cuts above, programs would spill that read rows of x value by value, and those with a wide
+# epilogue, for float32 weights beside half-precision products or rows of dL/dy that are read value by value.
 FEWER_REGISTERS = {
     "half": Cut(64, 128, 64, 8, 3),
     "tf32": Cut(32, 64, 64, 8, 3),
@@ -181,9 +181,9 @@ def weight_gradient_cut(x: Tensor, weight: Tensor, precision: str, *, split: boo
         precision: See ``masked.product_precision``.
         split: Programs store partial sums.
     """
-    by_value = weight.shape[1] % ALIGNED_ELEMENTS != 0
-    wide_epilogue = weight.dtype != x.dtype and not split
-    return (FEWER_REGISTERS if by_value or wide_epilogue else WEIGHT_GRADIENT)[precision]
+    uneven_n, uneven_k = (size % ALIGNED_ELEMENTS != 0 for size in weight.shape)
+    wide_epilogue = not split and (uneven_n or weight.dtype != x.dtype)
+    return (FEWER_REGISTERS if uneven_k or wide_epilogue else WEIGHT_GRADIENT)[precision]
 
 
 def weight_gradients(
