@@ -129,6 +129,8 @@ class Roofline:
             notes.append("The records hold another machine's profiles, which are kept apart.")
         if any(point.attainable is None for point in self.points()):
             notes.append(f"{MISSING}: no ceiling was measured for this precision.")
+        if any(point.share is not None and round(100 * point.share) > 100 for point in self.points()):
+            notes.append("Over 100%: the clock was faster than while the ceilings were measured.")
         if self.busy:
             notes.append(BUSY_NOTE)
         return notes

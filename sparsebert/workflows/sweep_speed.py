@@ -67,6 +67,12 @@ def measure(
     return condensed(results.read(file, "bench"))
 
 
+def measured_before(folder: Path) -> Record | None:
+    """Return the earlier measurement of a run's ticket; None if there was none."""
+    file = folder / FILE
+    return condensed(results.read(file, "bench")) if file.exists() else None
+
+
 def condensed(rows: Sequence[Record]) -> Record:
     """Return the fields of a measurement for the record of a cell."""
     ours = next(row for row in rows if row["provider"] == runner.OURS)

@@ -66,6 +66,15 @@ def test_a_point_is_useful_flop_per_byte_and_per_second_under_the_ceilings(profi
     assert (point.milliseconds, point.batch_milliseconds) == (20, 25)
 
 
+@pytest.mark.parametrize(("flops", "shown", "explained"), [(2.004e9, "100%", False), (2.04e9, "102%", True)])
+def test_a_share_over_a_hundred_per_cent_is_explained(
+    profile: Any, flops: float, shown: str, explained: bool
+) -> None:
+    (table,) = cpu_roofline_tables([profile(operations=[operation(flops=flops)])])
+    assert shown in table.markdown()
+    assert ("the clock was faster" in table.markdown()) == explained
+
+
 @pytest.mark.parametrize(
     ("moved", "count", "bound", "attainable"),
     [

@@ -25,6 +25,9 @@ def row(name: str = "imp", column: str = "sst2", seed: int = 1, **changes: Any) 
     return {
         "schema": 1,
         "kind": "experiment",
+        "timestamp": "2026-01-01T00:00:00+00:00",
+        "options": {"method": name},
+        "sources": {},
         "experiment": "chen",
         "title": "Winning tickets",
         "small": False,
@@ -155,6 +158,19 @@ def test_a_busy_measurement_is_marked() -> None:
 def test_perplexities_and_fractions_are_shown_as_they_are() -> None:
     assert experiment_tables([row(metric="perplexity", value=12.345)])[0].rows[0][1] == "12.35"
     assert experiment_tables([row(unit="fraction", value=0.5)])[0].rows[0][1] == "0.5000"
+
+
+def test_what_one_sweep_left_out_is_a_result_of_another() -> None:
+    later = "2026-01-02T00:00:00+00:00"
+    left_out = hole(reason="not asked for (--only)", timestamp=later)
+    for rows in ([row(value=0.8), left_out], [left_out, row(value=0.8)]):
+        overview, *others = experiment_tables(rows)
+        assert overview.rows == (("IMP", "80.00"),)
+        assert len(others) == 1  # nothing is missing
+    # A result with other options is not that of the later sweep.
+    overview, _, missing = experiment_tables([row(value=0.8, options={"method": "snip"}), left_out])
+    assert overview.rows == (("IMP", "-"),)
+    assert missing.rows == (("imp/sst2", "1 run", "not asked for (--only)"),)
 
 
 def test_the_latest_record_of_a_run_counts_and_presets_stay_apart() -> None:
