@@ -321,7 +321,7 @@ def compile_cases() -> Iterator[CompileCase]:
     """Yield every configuration of the rule and every measured one; bfloat16 by the rule is the default.
 
     All cases have the epilogue of an up-projection, bias and GELU; those of the least group width are
-    compiled with a residual as well.
+    compiled with that of an output or down projection as well, bias and residual.
     """
     compiled: dict[object, set[str]] = {}
     sizes = itertools.product(SHORT, PANEL_ROWS, GROUP_COLUMNS, TOKEN_BUCKETS, EXAMPLE_TILES)
@@ -351,12 +351,13 @@ def _compile_case(
     x, bias = example(dtype, shape.tokens, in_features), example(dtype, out_features)
     y = example(dtype, shape.tokens, out_features)
     product = (config.block_m, height, TILE_COLUMNS)
-    sizes, variant = "x".join(map(str, product)), " residual" if with_residual else ""
+    activation, variant = ("none", " residual") if with_residual else ("gelu", "")
+    sizes = "x".join(map(str, product))
     stages = f"s{config.num_stages}" + f" n{config.neighbours}" * (config.neighbours > 1)
     return recorded_case(
         panel_forward,
         functools.partial(
-            _launch, x, packed, bias, "gelu", y if with_residual else None, y, config, precision
+            _launch, x, packed, bias, activation, y if with_residual else None, y, config, precision
         ),
         family=KERNEL,
         label=f"h{height} g{group} {sizes} w{config.num_warps} {stages} {short}{variant}",
