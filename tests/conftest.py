@@ -44,6 +44,14 @@ def _same_start_for_every_test() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Leave files to the cache of the operating system, which outlives a killed process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _quick_garbage_collection() -> None:
     """Freeze the objects that outlive a module: those of libraries, and what ``torch.compile`` keeps.
