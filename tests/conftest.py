@@ -56,8 +56,8 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 def _quick_garbage_collection() -> None:
     """Freeze the objects that outlive a module: those of libraries, and what ``torch.compile`` keeps.
 
-    transformers' trainer collects garbage at every training, which takes half a second for each million objects
-    that are searched.
+    transformers' trainer collects garbage at every training, which takes half a second once a million objects
+    are searched.
     """
     if "transformers.trainer" in sys.modules:
         gc.collect()
