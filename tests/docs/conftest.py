@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import decoders, rapl
+from tests import brief_timings, decoders, rapl
 
 SENTENCES = ("zeros cost nothing now .", "a ticket is one small file .")
 LABEL_WORDS = ("terrible", "great", "it", "was")
@@ -36,6 +36,7 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workspace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder of the test's own, with the materials in it, on a machine that counts its energy."""
+    brief_timings.shorten(monkeypatch)
     # As in tests/conftest.py, for each page: the samples import much, and compile models.
     gc.collect()
     gc.freeze()

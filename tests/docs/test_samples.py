@@ -133,6 +133,8 @@ def _run(command: str, products: Path, capsys: pytest.CaptureFixture[str]) -> No
         if words[0] != "convert" and {"--task", "--tasks"} & set(words):
             words += DATA
         words += MORE.get(words[0], [])
+        if words[0] == "bench" and "--model" not in words:
+            words += ["--model", "bert-tiny"]
         if words[0] == "bench" and "--profile" not in words:  # a profile has no baselines
             words += ["--vs", "onednn,eager"]
         words += next(
