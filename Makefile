@@ -140,6 +140,15 @@ break-even: $(VENV)/.native  ## speed against sparsity of MiniLM's shape for eac
 	$$bench --sparsity 0.9 --profile
 	mv build/break_even.jsonl benchmarks/results/
 
+cpu-roofline: $(VENV)/.native  ## what each part of MiniLM's shape reaches of this CPU's measured ceilings; writes benchmarks/results/cpu_roofline.jsonl
+	@mkdir -p build
+	rm -f build/cpu_roofline.jsonl
+	bench="$(VENV)/bin/sparsebert bench --model minilm --batch 8 --profile --budget 4 --json build/cpu_roofline.jsonl"; \
+	$$bench --sparsity 0.5,0.8,0.9,0.95 $(ARGS) && \
+	$$bench --granularity 'panel(32,2)' --tolerance int8 --sparsity 0.5,0.8,0.9 $(ARGS)
+	mv build/cpu_roofline.jsonl benchmarks/results/
+	$(PY) -m sparsebert.report.render_docs --write
+
 # Hours, but in as many goes as one likes: what was interrupted goes on, what is done is only read.
 lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on real tasks (data in SPARSEBERT_DATA); writes benchmarks/results/
 	@mkdir -p build benchmarks/results
@@ -213,5 +222,5 @@ $(DEEPSPARSE)/.installed:
 	$(DEEPSPARSE)/bin/python -m pip install --disable-pip-version-check deepsparse==1.8.0 onnx==1.14.1 "numpy<2"
 	@touch $@
 
-.PHONY: help break-even setup setup-all setup-rivals demo test test-slow test-real test-browser test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
+.PHONY: help break-even cpu-roofline setup setup-all setup-rivals demo test test-slow test-real test-browser test-packaging test-all wheel sanitize aot gpu gpu-dry-run \
     lottery experiments arena one-shot start-ticket docs lint mutants bench bench-compare bench-deepsparse results results-cpu clean clean-all

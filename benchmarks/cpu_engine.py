@@ -31,6 +31,7 @@ from sparsebert import results
 from sparsebert.accounting.process_memory import resident
 from sparsebert.bench import environment, memory, profile, runner
 from sparsebert.bench.environment import Environment
+from sparsebert.bench.operations import LINEARS
 from sparsebert.bench.output_check import OutputMismatchError
 from sparsebert.bench.providers import BACKENDS, BASELINES
 from sparsebert.bench.providers.sparse import Sparse
@@ -232,7 +233,7 @@ def amx_linears(machine: Environment, budget: float, keep: Keep) -> Outcome:
         pruned = _subject("panel(32,2)", 0.90, batch, tolerance="bf16")
         rows = profile.run(pruned, machine, runner.Settings(budget=budget))
         keep(rows)
-        seconds = {row["side"]: sum(row["parts_ms"][part] for part in set(profile.LINEARS)) for row in rows}
+        seconds = {row["side"]: sum(row["parts_ms"][part] for part in set(LINEARS)) for row in rows}
         ratio = seconds["dense, oneDNN bf16"] / seconds["sparse, fused"]
         outcome.figures[AMX_LINEARS.format(tokens)] = Measured(ratio, rows[0]["busy"])
     return outcome

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsebert.bench.contention import Watch, load_average
+from sparsebert.bench.cpu_ceilings import Ceilings, measure_ceilings
 from sparsebert.bench.environment import Environment
+from sparsebert.bench.operations import LINEARS, model_operations
 from sparsebert.bench.providers.onednn import OneDnn, prepack_
 from sparsebert.bench.providers.sparse import Sparse
 from sparsebert.bench.pruned_model import PrunedModel
@@ -36,7 +38,8 @@ from sparsebert_kernels.cpu.laps import LAPS, recorded_laps
 PARTS = ("qkv", "output", "up", "down", "attention", "norm", "layout", "embeddings", "pooler", "python")
 REMAINDER = "python"
 DEFAULT = Settings()
-LINEARS = ("qkv", "qkv", "qkv", "output", "up", "down")
+# Seconds for the products, and for the bandwidths, of the ceilings at most.
+CEILINGS_SECONDS = 1.5
 
 
 def run(
@@ -44,6 +47,7 @@ def run(
     environment: Environment,
     settings: Settings = DEFAULT,
     on_step: Step = lambda step: None,
+    ceilings: Ceilings | None = None,
 ) -> list[Record]:
     """Profile the dense and the sparse model, plain and fused.
 
@@ -52,6 +56,7 @@ def run(
         environment: Description of this machine, for the records.
         settings: Effort.
         on_step: Called with a description of each step.
+        ceilings: Those of this CPU with the workload's threads; measured if None.
 
     Returns:
         A "profile" record for each side.
@@ -62,6 +67,9 @@ def run(
     if pruned.workload.device != "cpu":
         raise ValueError(f"a profile needs the device cpu, got {pruned.workload.device}")
     torch.set_num_threads(pruned.workload.threads)
+    if ceilings is None:
+        on_step("measuring the ceilings of this CPU")
+        ceilings = measure_ceilings(pruned.workload.threads, min(CEILINGS_SECONDS, settings.budget))
     sides = {}
     for name, make in _sides(pruned).items():
         on_step(f"building {name}")
@@ -88,6 +96,10 @@ def run(
                     / len(pruned.workload.shapes)
                     for part in PARTS
                 },
+                "operations": [
+                    each.record() for each in model_operations(sides[name].model, pruned.workload)
+                ],
+                "ceilings": ceilings.record(),
                 "busy": bool(busy),
                 "busy_reasons": list(busy),
             },

@@ -149,9 +149,10 @@ def bench(
     named = DEFAULT_BASELINES["cpu" if device == "cpu" else "cuda"] if vs is None else vs
     baselines, missing = ([], {}) if profile else usable_baselines(named, required=vs not in (None, ALL))
     from sparsebert import results
+    from sparsebert.bench import cpu_ceilings, runner
     from sparsebert.bench import profile as profiler
-    from sparsebert.bench import runner
     from sparsebert.bench.workload import Workload, read_lengths, read_texts
+    from sparsebert.report.cpu_roofline import cpu_roofline_tables
     from sparsebert.report.model_tables import bench_tables
     from sparsebert.report.profile_tables import profile_figure, profile_tables
     from sparsebert.report.resource_tables import resource_line
@@ -169,6 +170,10 @@ def bench(
     with progress() as step:
         step("detecting the machine")
         machine = _detect(threads)
+        ceilings = None
+        if profile and device == "cpu":
+            step("measuring the ceilings of this CPU")
+            ceilings = cpu_ceilings.measure_ceilings(threads, min(profiler.CEILINGS_SECONDS, budget))
         for pruned, fingerprints in _pruned_models(
             workload,
             ticket,
@@ -183,8 +188,8 @@ def bench(
             account = resources.account(gpu=device != "cpu")
             with account.metered():
                 if profile:
-                    rows = profiler.run(pruned, machine, settings, step)
-                    tables = profile_tables(rows)
+                    rows = profiler.run(pruned, machine, settings, step, ceilings)
+                    tables = [*profile_tables(rows), *cpu_roofline_tables(rows)]
                 else:
                     rows = _compared(pruned, baselines, machine, settings, step, missing)
                     tables = bench_tables(rows)

@@ -65,6 +65,23 @@ class WorkEstimate:
         return format_options(self.format, self.block)
 
 
+def useful_flops(weights: int, tokens: int) -> int:
+    """Return the FLOP of kept weights: a product and a sum for each weight and token."""
+    return 2 * weights * tokens
+
+
+def moved_bytes(weight_bytes: int, features: int, tokens: int, item: int) -> int:
+    """Return the bytes that an operation has to read and write at least.
+
+    Args:
+        weight_bytes: Bytes of the weight as it is stored.
+        features: Features of its inputs and outputs together.
+        tokens: Number of tokens.
+        item: Bytes of a feature.
+    """
+    return weight_bytes + features * tokens * item
+
+
 def format_label(format: str, block: tuple[int, int] | None, precision: str = "") -> str:
     """Return the format's name with its block size and a lower precision, e.g. "vector 4x1 bf16"."""
     sized = format if block is None else f"{format} {block[0]}x{block[1]}"

@@ -182,6 +182,8 @@ def _table(rows: Sequence[Record]) -> Table:
         f"medians of {rows[0]['rounds']} rounds; layout: to and from the layout of the kernels; Python: what "
         "remains of the model's call."
     ]
+    if not all("ceilings" in row for row in rows):
+        notes.append("No roofline: an earlier version wrote these records, without FLOP and ceilings.")
     if any(row["busy"] for row in rows):
         notes.append(BUSY_NOTE)
     return Table(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sparsebert.cost.work import moved_bytes, useful_flops
 from sparsebert.report.format import Record, span_text
 from sparsebert.report.picture import Picture
 from sparsebert.report.plots import COLOURS, MARKERS, new_figure
@@ -18,7 +19,7 @@ from sparsebert.report.table import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Bytes of a weight and of an activation in bf16.
+# Bytes of an activation in bf16.
 _ITEM = 2
 _DENSE = "dense"
 
@@ -56,8 +57,9 @@ def modelled_layers(rows: Iterable[Record]) -> list[ModelledLayer]:
 def _layer(row: Record, *, dense: bool) -> ModelledLayer:
     out, inner = row["shape"]
     weights = out * inner if dense else row["useful_weights"]
-    flops = 2 * row["tokens"] * weights
-    moved = row["dense_weight_bytes" if dense else "weight_bytes"] + _ITEM * row["tokens"] * (out + inner)
+    flops = useful_flops(weights, row["tokens"])
+    nbytes = row["dense_weight_bytes" if dense else "weight_bytes"]
+    moved = moved_bytes(nbytes, out + inner, row["tokens"], _ITEM)
     limits = row["limits"]
     return ModelledLayer(
         _DENSE if dense else f"{row['sparsity']:.0%} sparse",

@@ -10,6 +10,8 @@ from typing import TypeVar
 from sparsebert.report.aot_tables import aot_tables
 from sparsebert.report.arena_tables import arena_pictures, arena_tables
 from sparsebert.report.compaction_tables import compaction_tables
+from sparsebert.report.cpu_roofline import cpu_roofline_tables
+from sparsebert.report.cpu_roofline_plots import cpu_roofline_pictures
 from sparsebert.report.early_bird_plots import early_bird_pictures
 from sparsebert.report.environment import environment_tables
 from sparsebert.report.experiment_tables import experiment_tables
@@ -70,6 +72,7 @@ _HEADINGS = {
     "machines": "Machines side by side",
     "bench": "Single tickets against dense baselines",
     "profile": "Where the time goes",
+    "cpu_roofline": "Roofline of the CPU, measured",
     "layers": "Single layers",
     "int8_layers": "Single layers in int8",
     "stack": "Feed-forward stacks",
@@ -205,6 +208,7 @@ _KINDS = (
     Kind("machines", _bench, machine_tables),
     Kind("bench", _bench, _by_machine(bench_tables)),
     Kind("profile", _of("profile"), _by_machine(profile_tables), _by_machine(profile_pictures)),
+    Kind("cpu_roofline", _of("profile"), cpu_roofline_tables, cpu_roofline_pictures),
     Kind("layers", _of("layer", "layer_summary"), _by_machine(layer_tables)),
     Kind("int8_layers", _of("int8_layer"), _by_machine(int8_tables)),
     Kind("stack", _of("stack"), _by_machine(stack_tables)),

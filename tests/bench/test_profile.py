@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparsebert.bench import profile, runner
+from sparsebert.bench.cpu_ceilings import Ceilings
 from sparsebert.bench.environment import detect
 from sparsebert.bench.profile import PARTS, Profiler
 from sparsebert.fuse import fuse_
@@ -16,6 +17,18 @@ from sparsebert_kernels.cpu.laps import LAPS, recorded_laps
 
 QUICK = runner.Settings(budget=0.0, min_rounds=2, max_rounds=2)
 LINEARS = ("qkv", "output", "up", "down")
+CEILINGS = Ceilings(
+    flops={"fp32": 1e11},
+    products={"fp32": "oneDNN fp32 512x512x512"},
+    read=1e10,
+    copy=1e10,
+    cache_read=None,
+    cache_bytes=None,
+    array_bytes=2**28,
+    threads=1,
+    rounds=5,
+    medians={},
+)
 needs_native = pytest.mark.skipif(not native.available(), reason="no native library")
 
 
@@ -59,7 +72,7 @@ def test_laps_are_recorded_only_on_request_and_change_no_answer(even):
 
 
 def test_a_record_for_each_side_with_the_time_of_one_batch(tiny):
-    rows = profile.run(tiny, detect(), QUICK)
+    rows = profile.run(tiny, detect(), QUICK, ceilings=CEILINGS)
     sides = ["sparse", *(["dense, fused", "sparse, fused"] if native.available() else [])]
     assert [row["side"] for row in rows][1:] == sides
     for row in rows:
@@ -67,6 +80,17 @@ def test_a_record_for_each_side_with_the_time_of_one_batch(tiny):
         assert tuple(row["parts_ms"]) == PARTS
         assert row["rounds"] == 2
         assert row["ticket"]["sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_each_side_has_the_operations_of_its_own_weights_under_the_same_ceilings(tiny):
+    rows = profile.run(tiny, detect(), QUICK, ceilings=CEILINGS)
+    assert all(row["ceilings"] == CEILINGS.record() for row in rows)
+    flops = {row["side"]: sum(each["flops"] for each in row["operations"]) for row in rows}
+    stored = {row["side"]: sum(each["weight_bytes"] for each in row["operations"]) for row in rows}
+    dense = rows[0]["side"]
+    assert all(flops[side] < 0.2 * flops[dense] for side in flops if side.startswith("sparse"))
+    assert all(stored[side] < 0.5 * stored[dense] for side in stored if side.startswith("sparse"))
+    assert all(row["parts_ms"][each["part"]] > 0 for row in rows for each in row["operations"])
 
 
 def test_only_a_cpu_is_profiled(tiny):

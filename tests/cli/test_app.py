@@ -245,7 +245,9 @@ def test_texts_for_calibration_need_a_tokenizer(capsys, tmp_path):
 def test_a_profile_is_printed_recorded_and_drawn(capsys, tmp_path):
     out, bars = tmp_path / "out.jsonl", tmp_path / "bars.png"
     assert app.main(["bench", *QUICK, "--profile", "--json", str(out), "--plot", str(bars)]) == 0
-    assert "Where the time goes" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Where the time goes" in printed
+    assert "Roofline: element-sparse layers" in printed
     assert {row["kind"] for row in read(out)} == {"profile"}
     assert bars.stat().st_size > 0
 

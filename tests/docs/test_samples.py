@@ -133,10 +133,9 @@ def _run(command: str, products: Path, capsys: pytest.CaptureFixture[str]) -> No
         if words[0] != "convert" and {"--task", "--tasks"} & set(words):
             words += DATA
         words += MORE.get(words[0], [])
-        if words[0] == "bench" and "--model" not in words:
-            words += ["--model", "bert-tiny"]
-        if words[0] == "bench" and "--profile" not in words:  # a profile has no baselines
-            words += ["--vs", "onednn,eager"]
+        if words[0] == "bench":
+            words += [] if "--model" in words else ["--model", "bert-tiny"]
+            words += [] if "--profile" in words else ["--vs", "onednn,eager"]  # a profile has no baselines
         words += next(
             (more for method, more in MORE_OF_METHOD.items() if method in words and words[0] != "convert"), []
         )

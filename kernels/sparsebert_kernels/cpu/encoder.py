@@ -120,6 +120,9 @@ class NativeEncoder:
 
     The packed weights are read at each call. So are the biases and the parameters of the LayerNorms, except
     those that are copied, once: biases that need padding, and tensors not ``read_in_place``.
+
+    Attributes:
+        weights: The packed weights of each layer, as in ``EncoderLayer``.
     """
 
     def __init__(self, layers: Sequence[EncoderLayer], dtype: torch.dtype = torch.float32) -> None:
@@ -135,6 +138,7 @@ class NativeEncoder:
         self.dtype = dtype
         self._engine = _engine(dtype)
         self._count = len(layers)
+        self.weights = [tuple(layer.weights) for layer in layers]
         self._alive: list[Tensor] = []
         description = b"".join(map(self._describe, layers))
         self._description = ctypes.create_string_buffer(description, len(description))

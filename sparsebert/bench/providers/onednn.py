@@ -30,6 +30,7 @@ class PrepackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, tokens: int) -> None:
         super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
         self.bias = None if linear.bias is None else linear.bias.detach()
         if not prepacking_works(weight.dtype):
