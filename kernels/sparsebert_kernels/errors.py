@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# More names are not listed by an error.
+_MOST_LISTED = 32
+
 
 def first_line(error: BaseException | str) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
@@ -18,8 +21,14 @@ def one_line(error: BaseException | str, most: int = 200) -> str:
 
 
 def unknown(kind: str, name: object, names: Iterable[str]) -> ValueError:
-    """Return the error to raise for a ``name`` that is not among the ``names`` of this ``kind``."""
+    """Return the error to raise for a ``name`` that is not among the ``names`` of this ``kind``.
+
+    It lists the names, or the nearest ones and how many there are if a line cannot hold all.
+    """
     options = sorted(names)
+    if len(options) > _MOST_LISTED:
+        nearest = difflib.get_close_matches(str(name), options, n=3, cutoff=0.0)
+        return ValueError(f"unknown {kind} {name!r}; nearest of {len(options)}: {', '.join(nearest)}")
     nearest = difflib.get_close_matches(str(name), options, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return ValueError(f"unknown {kind} {name!r}; known: {', '.join(options) or 'none'}{hint}")

@@ -125,10 +125,27 @@ class DataOptions:
             "[default: 0]"
         ),
     ] = None
+    n_best_size: Annotated[
+        int | None,
+        typer.Option(
+            help="questions: number of best tokens in a window at which an answer may start, and end "
+            "[default: 20]"
+        ),
+    ] = None
+    max_answer_length: Annotated[
+        int | None, typer.Option(help="questions: maximum tokens of an answer [default: 30]")
+    ] = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for options that do not apply, and for a length without room for a token."""
-        require_numbers({"--max-length": self.max_length, "--doc-stride": self.doc_stride})
+        require_numbers(
+            {
+                "--max-length": self.max_length,
+                "--doc-stride": self.doc_stride,
+                "--n-best-size": self.n_best_size,
+                "--max-answer-length": self.max_answer_length,
+            }
+        )
         if not self.user_files:
             options = {
                 "--text-columns": self.text_columns != "text",
@@ -188,6 +205,8 @@ class DataOptions:
             doc_stride=self.doc_stride,
             max_context=self.max_context,
             null_score_diff_threshold=self.null_score_diff_threshold,
+            n_best_size=self.n_best_size,
+            max_answer_length=self.max_answer_length,
         )
 
     def task_name(self, task: str | None) -> str:
@@ -306,6 +325,8 @@ class DataOptions:
             "--doc-stride": self.doc_stride,
             "--max-context": self.max_context,
             "--null-score-diff-threshold": self.null_score_diff_threshold,
+            "--n-best-size": self.n_best_size,
+            "--max-answer-length": self.max_answer_length,
         }
 
     @property

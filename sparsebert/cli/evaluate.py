@@ -13,6 +13,7 @@ from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.option_groups import ExecutionOptions, flattened
 from sparsebert.cli.path_checks import require_records, require_writable
 from sparsebert.cli.perturb_options import PerturbOptions
+from sparsebert.cli.resource_options import ResourceOptions
 from sparsebert.cli.shared_options import (
     JsonFile,
     TaskName,
@@ -35,6 +36,7 @@ def evaluate(
     data: DataOptions,
     execution: ExecutionOptions,
     perturbations: PerturbOptions,
+    resources: ResourceOptions,
     task: TaskName = None,
     ticket: TicketFile = None,
     seeds: Annotated[
@@ -71,10 +73,14 @@ def evaluate(
         raise ValueError(f"{next(iter(given))} runs a sparse model, --compact a dense one: omit one of them")
     if min_row_weights and not compact:
         raise ValueError(f"--min-row-weights {min_row_weights} requires --compact: add it")
+    import torch
+
     from sparsebert import results
+    from sparsebert.accounting.usage import total
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.find_runs import trained_models
     from sparsebert.report.format import counted
+    from sparsebert.report.resource_tables import resource_line
     from sparsebert.report.robustness_tables import robustness_tables
     from sparsebert.tasks.models import head_labels
     from sparsebert.workflows.assemble import examples_of, task_of
@@ -82,6 +88,7 @@ def evaluate(
     from sparsebert.workflows.predictions import require_ending, write_predictions
 
     hush_transformers()
+    account = resources.account(gpu=torch.cuda.is_available())
     if predictions is not None:
         require_ending(predictions)
     name = data.task_name(task)
@@ -106,6 +113,7 @@ def evaluate(
         min_row_weights=min_row_weights if compact else None,
         label_map=data.label_pairs,
         changes=perturbations.changes(),
+        account=account,
         keep_predictions=predictions is not None,
     )
     with progress() as step:
@@ -115,14 +123,16 @@ def evaluate(
         ]
     rows = [stamped("eval", row) for row in pruned_rows]
     _print_metrics(rows)
+    used = total(row["resources"] for row in [*pruned_rows, *dense_rows])
     if len(rows) > 1 or dense_rows:
-        rows.append(_summary_row(examples.task.metric, rows, dense_rows))
+        rows.append({**_summary_row(examples.task.metric, rows, dense_rows), "resources": used})
     robustness = [stamped("robustness", row) for row in evaluation.robustness]
     if robustness:
         print_tables(robustness_tables(robustness))
     if predictions is not None:
         write_predictions(predictions, evaluation.predictions)
         typer.echo(f"{counted(len(evaluation.predictions), 'prediction')}: {predictions}")
+    typer.echo(resource_line({"resources": used}))
     if json is not None:
         results.append(json, [*rows, *robustness])
 

@@ -32,9 +32,9 @@ TRAINING_HELP = {
     "gradient_checkpointing": "recompute activations instead of storing them",
     "learning_rate": "peak learning rate of a round",
     "schedule": "learning-rate schedule: linear, cosine or constant",
-    "warmup_steps": "steps of learning-rate warm-up",
-    "warmup_ratio": "the same as a share of the steps that the schedule spans, such as 0.1; cap-structured: "
-    "0.1 without a warm-up of your own, 0 for none",
+    "warmup_steps": "steps of learning-rate warm-up [default: 0; cap-structured: see --warmup-ratio]",
+    "warmup_ratio": "the same as a share of the steps that the schedule spans, such as 0.1 [default of "
+    "cap-structured: 0.1]",
     "optimizer": "adamw, adamax or sgd (without momentum)",
     "weight_decay": "weight decay, decoupled with AdamW",
     "adam_epsilon": "epsilon of AdamW and Adamax",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,10 @@ from sparsebert.cli.console import print_tables
 from sparsebert.cli.path_checks import require_folders, require_records, require_writable
 from sparsebert.cli.shared_options import JsonFile
 from sparsebert.lottery.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from sparsebert.report.ticket_labels import TicketLabel
+    from sparsebert.tickets.ticket import Ticket
 
 
 def report(
@@ -90,8 +94,12 @@ def report(
 
 
 def _of_tickets(sources: Iterable[Path]) -> list[results.Record]:
-    """Return the records of the tickets of finished runs, and name each run without one on stderr."""
+    """Return the records of the tickets that finished runs found; name each run without one on stderr.
+
+    The ticket of a dense run prunes nothing and is left out.
+    """
     from sparsebert.bench.environment import detect
+    from sparsebert.report.format import listed
     from sparsebert.report.inspection import inspect_labelled
     from sparsebert.workflows.sweep_records import RECORDS
     from sparsebert.workflows.ticket_sources import labelled_tickets, runs_in
@@ -104,9 +112,21 @@ def _of_tickets(sources: Iterable[Path]) -> list[results.Record]:
         for folder in folders
         for run in runs_in(folder) or [folder]
     }
-    tickets = labelled_tickets(named, skip=lambda line: typer.echo(f"without the ticket of {line}", err=True))
+    dense = []
+
+    def pruning() -> Iterator[tuple[TicketLabel, Ticket]]:
+        for label, ticket in labelled_tickets(
+            named, skip=lambda line: typer.echo(f"without the ticket of {line}", err=True)
+        ):
+            if ticket.prunes:
+                yield label, ticket
+            else:
+                dense.append(label.name)
+
     environment = detect().record()
-    inspected = inspect_labelled(tickets, one_model=False).records
+    inspected = inspect_labelled(pruning(), one_model=False).records
+    if dense and not inspected:
+        typer.echo(f"without densities: the ticket of {listed(dense)} prunes nothing", err=True)
     return [{**row, "environment": environment} for row in inspected]
 
 

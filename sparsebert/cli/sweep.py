@@ -12,8 +12,10 @@ import typer
 from sparsebert.atomic import write_text
 from sparsebert.cli.console import print_tables
 from sparsebert.cli.exit_codes import INCOMPLETE, CommandFailed
+from sparsebert.cli.option_groups import flattened
 from sparsebert.cli.path_checks import require_files, require_folders, require_records
-from sparsebert.cli.shared_options import DataFolder, JsonFile, require_numbers
+from sparsebert.cli.resource_options import ResourceOptions
+from sparsebert.cli.shared_options import DataFolder, JsonFile, require_applicable, require_numbers
 from sparsebert_kernels.errors import unknown
 
 if TYPE_CHECKING:
@@ -21,10 +23,15 @@ if TYPE_CHECKING:
     from sparsebert.experiments.grid import Cell, Grid
 
 MARKDOWN = "experiment.md"
+# Seconds of timed rounds per ticket.
+_BUDGET = 5.0
+# Options whose values are models.
+_MODELS = {"model", "teacher"}
 # The model that a package of the registry holds, for machines without a network.
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
+@flattened
 def sweep(
     file: Annotated[
         Path,
@@ -34,6 +41,7 @@ def sweep(
             show_default=False,
         ),
     ],
+    resources: ResourceOptions,
     small: Annotated[
         bool, typer.Option("--small", help="run the small preset, which trains a small model in minutes")
     ] = False,
@@ -65,7 +73,9 @@ def sweep(
             help="measure the speed of the first seed's tickets against dense baselines on this CPU",
         ),
     ] = False,
-    budget: Annotated[float, typer.Option(help="with --speed: seconds of timed rounds per ticket")] = 5.0,
+    budget: Annotated[
+        float | None, typer.Option(help="with --speed: seconds of timed rounds per ticket [default: 5]")
+    ] = None,
     rerun_changed: Annotated[
         bool,
         typer.Option("--rerun-changed", help="delete and run again the cells whose options have changed"),
@@ -85,26 +95,31 @@ def sweep(
     """
     require_files({"FILE": file})
     require_numbers({"--budget": budget}, least=0)
+    if not speed:
+        require_applicable({"--budget": budget}, "--speed")
     models = _model_folders(model_folder or [])
     from sparsebert.cli.train_options import TrainCommandOptions
     from sparsebert.experiments.read import read_experiment
+    from sparsebert.workflows.sweep import selected_cells
 
     grid = read_experiment(file, TrainCommandOptions(), small=small)
     out = out or Path("runs") / (f"{grid.name}-small" if small else grid.name)
     require_folders({"--out": out, "--data": data})
     require_records("--json", json)
     _require_models(models, grid)
-    lines = _Lines(out, data, models)
+    lines = _Lines(out, data, models, resources.carbon_intensity)
     for cell in grid.cells:
         _check(cell, grid, lines)
+    selected = selected_cells(grid, only or [])
+    resources.account(gpu=any(lines.runs(cell).training.on_gpu for cell in selected))
     if dry_run:
-        _print_lines(grid, only or [], lines)
+        for cell in selected:
+            typer.echo(f"sparsebert train {shlex.join(lines.of(cell))}")
         return
-    records = _run(grid, lines, only or [], speed, budget, rerun_changed, keep_models)
+    seconds = (_BUDGET if budget is None else budget) if speed else None
+    records = _run(grid, lines, selected, seconds, rerun_changed, keep_models)
     from sparsebert import results
     from sparsebert.report.experiment_tables import experiment_tables
-    from sparsebert.report.format import counted
-    from sparsebert.workflows.sweep import UNSELECTED
 
     tables = experiment_tables(records)
     print_tables(tables)
@@ -112,20 +127,17 @@ def sweep(
     if json is not None:
         results.append(json, records)
     typer.echo(f"runs, records and tables: {out}")
-    holes = [row["reason"] for row in records if row["status"] != "done"]
-    missing = len(holes) - holes.count(UNSELECTED)
-    failed = sum("failed" in row.get("speed", {}) for row in records)
-    if missing or failed:
-        parts = [f"{counted(missing, 'run')} of {len(records)} failed"] if missing else []
-        parts += [f"{counted(failed, 'ticket')} without a speed"] if failed else []
-        raise CommandFailed(f"{', '.join(parts)}; the last table says why", INCOMPLETE)
+    _require_results(records, selected)
 
 
 class _Lines:
     """The command line of each cell."""
 
-    def __init__(self, out: Path, data: Path | None, models: Mapping[str, str]) -> None:
+    def __init__(
+        self, out: Path, data: Path | None, models: Mapping[str, str], carbon_intensity: float | None
+    ) -> None:
         self.out = out
+        self.carbon_intensity = carbon_intensity
         self._data = data
         self._models = models
 
@@ -142,9 +154,12 @@ class _Lines:
         from sparsebert.workflows.sweep import run_folder, with_sources
 
         values = with_sources(cell, self.out)
-        values["model"] = self._model(str(values["model"]))
+        for name in _MODELS & values.keys() - cell.sources.keys():
+            values[name] = self._model(str(values[name]))
         if self._data is not None and not values.keys() & {"train-file", "validation-file"}:
             values["data"] = str(self._data)
+        if self.carbon_intensity is not None:
+            values["carbon-intensity"] = str(self.carbon_intensity)
         folder = run_folder(self.out, cell.place, cell.seed)
         return arguments({**values, "seed": str(cell.seed), "out": str(folder)})
 
@@ -180,7 +195,9 @@ def _model_folders(pairs: Sequence[str]) -> dict[str, str]:
 
 def _require_models(folders: Mapping[str, str], grid: Grid) -> None:
     """Raise ValueError for a folder of a model that no cell has."""
-    models = dict.fromkeys(str(each.options["model"]) for each in grid.cells if "model" in each.options)
+    models = dict.fromkeys(
+        str(each.options[name]) for each in grid.cells for name in sorted(_MODELS & each.options.keys())
+    )
     for name in folders:
         if name not in models:
             raise unknown(f"model of {grid.name} in --model-folder", name, list(models))
@@ -201,30 +218,35 @@ def _check(cell: Cell, grid: Grid, lines: _Lines) -> None:
         raise ValueError(f"{cell.where}: {error}") from None
 
 
-def _print_lines(grid: Grid, only: Sequence[str], lines: _Lines) -> None:
-    from sparsebert.workflows.sweep import selected_cells
+def _require_results(records: Sequence[Mapping[str, Any]], selected: Sequence[Cell]) -> None:
+    """Raise CommandFailed if a selected run failed, or its measurement; others are of earlier sweeps."""
+    from sparsebert.report.format import counted
 
-    selected = selected_cells(grid, only)
-    for cell in grid.cells:
-        if cell.name in selected:
-            typer.echo(f"sparsebert train {shlex.join(lines.of(cell))}")
+    places = {(cell.place.row, cell.place.column, cell.seed) for cell in selected}
+    rows = [row for row in records if (row["row"], row["column"], row["seed"]) in places]
+    missing = sum(row["status"] != "done" for row in rows)
+    failed = sum("failed" in row.get("speed", {}) for row in rows)
+    if missing or failed:
+        parts = [f"{counted(missing, 'run')} of {len(rows)} failed"] if missing else []
+        parts += [f"{counted(failed, 'ticket')} without a speed"] if failed else []
+        raise CommandFailed(f"{', '.join(parts)}; the last table says why", INCOMPLETE)
 
 
 def _run(
     grid: Grid,
     lines: _Lines,
-    only: Sequence[str],
-    speed: bool,
-    budget: float,
+    selected: Sequence[Cell],
+    budget: float | None,
     rerun_changed: bool,
     keep_models: bool,
 ) -> list[dict[str, Any]]:
+    """Run the selected cells, and measure speeds for ``budget`` seconds each; None for no measurement."""
     from sparsebert.bench.environment import detect
     from sparsebert.bench.workload import hush_transformers
     from sparsebert.lottery.run_context import RunContext
     from sparsebert.workflows.example_cache import ExampleCache
     from sparsebert.workflows.sweep import Sweep
-    from sparsebert.workflows.sweep_speed import SEQUENCES, measure
+    from sparsebert.workflows.sweep_speed import SEQUENCES, measure, measured_before
 
     hush_transformers()
     examples = ExampleCache()
@@ -234,10 +256,12 @@ def _run(
         typer.echo(line, err=True)
 
     def train(cell: Cell, folder: Path) -> None:
-        context = RunContext(say).of_run(cell.name)
+        context = RunContext(say, carbon_intensity=lines.carbon_intensity).of_run(cell.name)
         lines.runs(cell).carry_out({cell.seed: folder}, {}, context, examples)
 
     def measured(cell: Cell, folder: Path) -> dict[str, Any] | None:
+        if budget is None:
+            return measured_before(folder)
         if cell.seed != first_seed:
             return None
         runs = lines.runs(cell)
@@ -246,10 +270,10 @@ def _run(
     sweep = Sweep(
         grid,
         lines.out,
+        selected,
         train,
         detect().record(),
-        measured if speed else None,
-        only,
+        measured,
         rerun_changed,
         keep_models,
         lines.local_paths,

@@ -24,7 +24,7 @@ _MANAGED = {
     "data": "the folder of the data is the option --data of the sweep",
     "data-dir": "the folder of the data is the option --data of the sweep",
     "dense": "give the dense model a row of its own",
-    "carbon-intensity": "it belongs to the place of a run, not to the experiment; records hold the energy",
+    "carbon-intensity": "it belongs to the place of a run: the sweep itself has the option",
     "help": "it shows the options of train",
 }
 

@@ -43,6 +43,10 @@ class Recorder(Protocol):
         """Wait until the device has finished the last replay, which may then be freed."""
         ...
 
+    def reset(self) -> None:
+        """Give back the memory of the replays, all of which have been freed."""
+        ...
+
     @property
     def nbytes(self) -> int:
         """Bytes that the replays hold."""
@@ -80,21 +84,28 @@ class PlainRecorder:
     def finish(self) -> None:
         pass
 
+    def reset(self) -> None:
+        pass
+
 
 class CudaRecorder:
     """Captures works as CUDA graphs, which share one memory pool.
 
     Warm-up and capture run on a stream of their own, so that the libraries' workspaces of that stream exist
     before the capture. Graphs of one pool reuse each other's memory: they must run one after the other, which
-    ``in_order`` ensures.
+    ``in_order`` ensures. In the pool of a failed capture, or one whose graphs have all been freed, torch may
+    refuse to begin a capture: later captures share a new pool.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream()
-            self._pool = torch.cuda.graph_pool_handle()
+            self._pools = [torch.cuda.graph_pool_handle()]
             self._finished = torch.cuda.Event()
+
+    def reset(self) -> None:
+        self._pools = [torch.cuda.graph_pool_handle()]
 
     def capture(self, work: Work) -> Replay:
         # The capture's context leaves its stream current if the capture fails; the outer one does not.
@@ -109,8 +120,12 @@ class CudaRecorder:
     def _captured(self, work: Work) -> Replay:
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on allocating while this one captures.
-        where = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
-        outputs = capture_call(graph, work, **where)
+        where = {"pool": self._pools[-1], "stream": self._stream, "capture_error_mode": "thread_local"}
+        try:
+            outputs = capture_call(graph, work, **where)
+        except BaseException:
+            self._pools.append(torch.cuda.graph_pool_handle())
+            raise
 
         def replay() -> Any:
             graph.replay()
@@ -134,9 +149,9 @@ class CudaRecorder:
     @property
     def nbytes(self) -> int:
         # Outputs and intermediate tensors, without the inputs and what the driver holds of a graph.
-        pool = tuple(self._pool)
+        pools = set(map(tuple, self._pools))
         segments = torch.cuda.memory_snapshot()
-        return sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) == pool)
+        return sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) in pools)
 
     @property
     def max_bytes(self) -> int | None:

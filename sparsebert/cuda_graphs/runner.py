@@ -170,25 +170,29 @@ class GraphRunner:
             )
             self._warn_once("again", message, stacklevel=5)
         while len(self._captured) >= self.max_graphs:
-            self._recorder_on(device).finish()
             self._drop([next(iter(self._captured))])
         try:
             bucket = self._capture(key, device)
             outputs = self._compared(bucket, key, call)
         except torch.OutOfMemoryError:
             message = f"bucket {_name(key)} does not fit into the memory of {device}"
-            self._refused[key] = (f"memory of {key}", message)
-            raise NoGraph(*self._refused[key]) from None
+            raise self._refusal(key, f"memory of {key}", message) from None
         except NoGraph as reason:
-            self._refused[key] = (reason.kind, str(reason))
-            raise
+            raise self._refusal(key, reason.kind, str(reason)) from None
         # The first call may have changed how layers hold their weights.
-        state = ModelState.of(self.model)
-        if self._state is not None and state.change_since(self._state):
-            self._drop(list(self._captured))
-        self._state = state
+        state, others = ModelState.of(self.model), list(self._captured)
         self._captured[key] = bucket
+        if self._state is not None and state.change_since(self._state):
+            self._drop(others)
+        self._state = state
         return outputs
+
+    def _refusal(self, key: _Key, kind: str, message: str) -> NoGraph:
+        """Return the reason to run a bucket without a graph from now on."""
+        self._refused[key] = (kind, message)
+        if not self._captured and self._recorder is not None:
+            self._recorder.reset()
+        return NoGraph(kind, message)
 
     def _compared(self, bucket: _Bucket, key: _Key, call: Call) -> Any:
         """Return the outputs of a graph if they are those of the model."""
@@ -212,9 +216,7 @@ class GraphRunner:
         except (_NoRoom, torch.OutOfMemoryError):
             if not self._captured:
                 raise
-        # The pool gives its memory back as a whole.
         self._drop(list(self._captured))
-        self.clear()
         return self._capture_beside_others(key, device)
 
     def _capture_beside_others(self, key: _Key, device: torch.device) -> _Bucket:
@@ -247,9 +249,14 @@ class GraphRunner:
         return _Bucket(inputs, replay, self._dimensions[signature])
 
     def _drop(self, keys: Iterable[_Key]) -> None:
+        if self._recorder is None:
+            return
+        self._recorder.finish()
         for key in keys:
             self._dropped.add(key)
             del self._captured[key]
+        if not self._captured:
+            self._recorder.reset()
 
     def _warn_once(self, kind: str, message: str, stacklevel: int) -> None:
         """Warn, once for each kind of reason."""

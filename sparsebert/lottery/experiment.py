@@ -94,6 +94,8 @@ class RunConfig:
             it. Only its mask is used: the weights are the model's.
         constant_phases: Whether methods that ramp the density hold it at the start and the end of a run
             without a learning-rate warm-up, too. Runs that an earlier version began do not.
+        default_warmup: Warm-up of ``training`` that the run did not set, as a share of a round: that of its
+            method, or of the method with which a dense run is compared; None for none.
 
     Raises:
         ValueError: The sparsity is missing, superfluous, outside [0, 1) or different from the sparsity of the
@@ -109,6 +111,7 @@ class RunConfig:
     distillation: Distillation | None = None
     start_ticket: Ticket | None = None
     constant_phases: bool = True
+    default_warmup: float | None = None
 
     def __post_init__(self) -> None:
         if self.start_ticket is not None:
@@ -173,7 +176,7 @@ class RunConfig:
 
     def defaults(self) -> dict[str, Any]:
         """Return the default options and training settings, in the form of :meth:`describe`."""
-        return {"options": asdict(type(self.method)()), "training": asdict(TrainingSettings())}
+        return {"options": asdict(type(self.method)()), "training": TrainingSettings().describe()}
 
     def describe(self) -> dict[str, Any]:
         """Return a description as plain JSON values; equal runs have equal descriptions."""
@@ -182,7 +185,7 @@ class RunConfig:
             "options": asdict(self.method),
             "sparsity": str(self.target),
             "units": asdict(self.units),
-            "training": asdict(self.training),
+            "training": self.training.describe(),
             "density_warmup": self.method.density_warmup(self.training) if self.constant_phases else None,
             "names": self.names,
             "ticket": self.ticket.digest if self.ticket else None,

@@ -20,16 +20,16 @@ _FORMER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 def with_defaults_of_method(config: RunConfig) -> RunConfig:
     """Return the configuration with the method's warm-up if it sets none."""
     training, ratio = config.training, config.method.warmup_ratio
-    if ratio is None or training.warmup_steps or training.warmup_ratio is not None:
+    if ratio is None or training.warmup_steps is not None or training.warmup_ratio is not None:
         return config
-    return replace(config, training=replace(training, warmup_ratio=ratio))
+    return replace(config, training=replace(training, warmup_ratio=ratio), default_warmup=ratio)
 
 
 def as_begun(config: RunConfig, folder: RunFolder, say: Callable[[str], object]) -> RunConfig:
     """Return the configuration with the former defaults of a run that an earlier version began.
 
     Where the run in the folder has a former default and the configuration the present one, the run keeps the
-    former, so that the same command resumes it.
+    former, so that the same command resumes it. Dense runs without a warm-up thus serve methods with one.
 
     Args:
         config: Configuration with the defaults of its method.
@@ -60,7 +60,7 @@ def as_begun(config: RunConfig, folder: RunFolder, say: Callable[[str], object])
         config = replace(config, distillation=replace(config.distillation, **taught))
         kept |= {f"distill_{name}": value for name, value in taught.items()}
     without_warmup = stored_training.get("warmup_ratio") is None and not stored_training.get("warmup_steps")
-    if without_warmup and training.warmup_ratio == method.warmup_ratio is not None:
+    if without_warmup and training.warmup_ratio == config.default_warmup is not None:
         config = replace(config, training=replace(training, warmup_ratio=None))
         kept["warmup_steps"] = 0
     if "density_warmup" not in stored and method.density_warmup(config.training):
@@ -68,5 +68,5 @@ def as_begun(config: RunConfig, folder: RunFolder, say: Callable[[str], object])
         kept |= {"initial_warmup": 0, "final_warmup": 0}
     if kept:
         values = ", ".join(f"{name} {value:g}" for name, value in kept.items())
-        say(f"{folder.path} keeps the defaults of the version that began it: {values}")
+        say(f"{folder.path} keeps the defaults with which it began: {values}")
     return config

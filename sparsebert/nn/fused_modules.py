@@ -11,7 +11,7 @@ from sparsebert.nn.fused_encoder import LEFT_BY_CALLS, FusedEncoder, fused_class
 from sparsebert.nn.fused_model import FusedModel, fused_model_class
 from sparsebert.nn.fused_pooling import fuse_pooling_, unfuse_pooling_
 from sparsebert.nn.fused_qkv import is_fused
-from sparsebert.nn.joined_linears import JOINED
+from sparsebert.nn.joined_linears import forget_join_
 from sparsebert.nn.packed_layers import prepare_packed_
 from sparsebert.nn.plain_path import is_foreign
 
@@ -59,7 +59,7 @@ def unfuse_modules_(model: nn.Module) -> None:
     for module in model.modules():
         unfuse_pooling_(module)
         if not is_fused(module):  # of the hooks otherwise
-            vars(module).pop(JOINED, None)
+            forget_join_(module)
         if isinstance(module, FUSED):
             module.__class__ = module.plain_class
             for name in FUSED_ATTRIBUTES:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsebert.nn.joined_linears import JOINED, joined_of
+from sparsebert.nn.joined_linears import forget_join_, joined_of
 from sparsebert.nn.module_swap import HOOKS, is_replica
 from sparsebert.nn.precomputed import PRECOMPUTED, Precomputed, leave, leave_none
-from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.nn.sparse_linear import JOINED, SparseLinear
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import backend
 from sparsebert_kernels.formats.panel import PanelSparse
@@ -37,8 +37,8 @@ def fuse_qkv_(attention: nn.Module, names: Sequence[str]) -> None:
     copies and pickles of the attention are fused too.
 
     Panels on a GPU are joined here. Panels that are replaced later, by a move or ``load_state_dict``, and
-    those of a copy are joined in the next call in eager mode. A compiler cannot join: it sees one operator
-    for joined projections, and otherwise one for each projection.
+    those of a copy are joined in the next call in eager mode; a move frees the memory of the join. A compiler
+    cannot join: it sees one operator for joined projections, and otherwise one for each projection.
 
     Args:
         attention: A module whose forward method takes the input of the projections first, or as
@@ -47,7 +47,7 @@ def fuse_qkv_(attention: nn.Module, names: Sequence[str]) -> None:
     """
     layers = [getattr(attention, name) for name in names]
     if backend.covers(PanelSparse.name, layers[0].device):
-        joined_of(attention).join_(layers)
+        joined_of(layers[0]).join_(layers)
     hooks = FusedQKV(names)
     attention.register_forward_pre_hook(hooks.before, with_kwargs=True)
     attention.register_forward_hook(hooks.after, always_call=True)
@@ -60,7 +60,7 @@ def unfuse_qkv_(attention: nn.Module) -> None:
             for name in HOOKS:
                 if isinstance(registered := getattr(attention, name), dict):
                     registered.pop(number, None)
-            vars(attention).pop(JOINED, None)
+            forget_join_(attention)
 
 
 def is_fused(attention: nn.Module) -> bool:
@@ -118,20 +118,20 @@ class FusedQKV:
         if (
             isinstance(x, Tensor)
             and backend.covers(PanelSparse.name, x.device)
-            and hasattr(attention, JOINED)
-            and joined_of(attention).is_current(layers)
-            and joined_of(attention).joined
+            and hasattr(layers[0], JOINED)
+            and joined_of(layers[0]).is_current(layers)
+            and joined_of(layers[0]).joined
             and _undisturbed(attention, layers)
         ):
-            for layer, output in zip(layers, joined_of(attention).outputs(x), strict=True):
+            for layer, output in zip(layers, joined_of(layers[0]).outputs(x), strict=True):
                 leave(layer, x, output)
 
 
 def _outputs(attention: nn.Module, layers: Sequence[SparseLinear], x: Tensor) -> Sequence[Tensor]:
     # A replica of DataParallel shares its join with the replicas on other devices.
     can_join = backend.covers(PanelSparse.name, x.device) and not is_replica(attention)
-    if can_join and joined_of(attention).join_(layers):
-        return joined_of(attention).outputs(x)
+    if can_join and joined_of(layers[0]).join_(layers):
+        return joined_of(layers[0]).outputs(x)
     packed = [layer.packed for layer in layers]
     biases = [layer.bias for layer in layers]
     if layers[0].precision and (rounded := ops.rounded_for(x, packed[0])) is not x:

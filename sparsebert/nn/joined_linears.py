@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.nn.sparse_linear import JOINED, SparseLinear
 from sparsebert_kernels import ops
 from sparsebert_kernels.formats.panel import PanelSparse, join
-
-# Attribute of an attention with its joined projections, which its hooks and a fused encoder share.
-JOINED = "_joined_projections"
 
 
 class JoinedLinears:
@@ -22,7 +19,8 @@ class JoinedLinears:
 
     ``join_`` makes the tensors of the layers views of joined ones, so that changes in place need no new join
     and memory does not grow. It waits for the device; ``outputs`` never does. A copy, or a pickle, begins
-    without a join.
+    without a join. The first layer holds the join and drops it where its tensors are replaced, so that layers
+    that leave a device hold none of its memory.
     """
 
     def __init__(self) -> None:
@@ -103,12 +101,18 @@ class JoinedLinears:
         return [tensor.data_ptr() for tensor in held if tensor is not None and not tensor.is_mkldnn]
 
 
-def joined_of(attention: nn.Module) -> JoinedLinears:
-    """Return the joined projections of an attention, which it holds from now on."""
-    joined = getattr(attention, JOINED, None)
+def joined_of(projection: Any) -> JoinedLinears:
+    """Return the join of the projections of which this is the first, which holds it from now on."""
+    joined = getattr(projection, JOINED, None)
     if joined is None:
-        joined = vars(attention)[JOINED] = JoinedLinears()
+        joined = vars(projection)[JOINED] = JoinedLinears()
     return joined
+
+
+def forget_join_(attention: nn.Module) -> None:
+    """Drop the join of an attention's projections, if there is one."""
+    for each in attention.children():
+        vars(each).pop(JOINED, None)
 
 
 def _weight_of(layer: Any) -> Tensor:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from sparsebert.nn.encoder_layers import EncoderLayer, Family, encoder_layers
 from sparsebert.nn.fused_activation import FusedActivation
-from sparsebert.nn.joined_linears import JOINED, JoinedLinears, joined_of
+from sparsebert.nn.joined_linears import JoinedLinears, joined_of
 from sparsebert.nn.module_swap import is_replica
 from sparsebert.nn.native_layers import heads_of, require_known, settings_of
 from sparsebert.nn.plain_path import FOREIGN_CODE, RECORDED_OUTPUTS, RECORDER, PlainPath, is_foreign
 from sparsebert.nn.sequences import Sequences, load_flash
-from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.nn.sparse_linear import JOINED, SparseLinear
 from sparsebert.nn.watched import Watched
 from sparsebert_kernels.cpu.encoder_parts import HeadGroup
 
@@ -145,7 +145,7 @@ class PackedLayer:
     def of(cls, layer: EncoderLayer, family: Family) -> PackedLayer:
         """Describe a layer of a known family, and join its query, key and value."""
         query, key, value, output, up, down = layer.linears
-        joined = joined_of(layer.attention)
+        joined = joined_of(query)
         joined.join_([query, key, value])
         heads, scale = heads_of(layer, family)
         activation = None if isinstance(layer.activation, FusedActivation) else layer.activation

@@ -27,8 +27,11 @@ from sparsebert_kernels.formats.dense import DEFAULT_TOKENS, prepack
 from sparsebert_kernels.formats.transpose import transposed_index
 
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+# Attribute of the first of joined projections with their join, which the hooks of their attention and a fused
+# encoder share.
+JOINED = "_joined_projections"
 # Attributes that calls leave in a layer, with references to its tensors.
-KEPT_BY_CALLS = ("_packed", "_transposed_index")
+KEPT_BY_CALLS = ("_packed", "_transposed_index", JOINED)
 _AS_STORED: ContextVar[bool] = ContextVar("as_stored", default=False)
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 # What spreadsheets compute, and start programs for. Figures with a sign are none of it.
-_FORMULA = re.compile(r"[=@\t\r]|[+-].*(?:[|!]|[A-Za-z]\()", re.DOTALL)
+_FORMULA = re.compile(r"\s*[=@]|[\t\r]|[+-].*(?:[|!]|[A-Za-z]\()", re.DOTALL)
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

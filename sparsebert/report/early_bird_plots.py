@@ -11,6 +11,7 @@ import numpy as np
 
 from sparsebert.report.format import Record, counted, versions_text
 from sparsebert.report.picture import Picture
+from sparsebert.report.plain_text import figure_text
 from sparsebert.report.plots import line_style, new_figure
 from sparsebert.report.table import Table
 
@@ -101,7 +102,7 @@ def early_bird_figure(title: str, shown: Sequence[Search]) -> Figure:
         style = line_style(number) | {"markersize": 4, "linewidth": 1}
         steps, distances = zip(*search.points, strict=True)
         label = search.name + ("" if search.settled else ": not settled")
-        axes.plot(steps, [100 * each for each in distances], **style, label=label)
+        axes.plot(steps, [100 * each for each in distances], **style, label=figure_text(label))
         axes.plot([search.drawn_at], [100 * search.last], "*", color=style["color"], markersize=10)
     for epsilon in dict.fromkeys(search.epsilon for search in shown):
         if epsilon is not None:

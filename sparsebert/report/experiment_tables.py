@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparsebert.report.format import (
     MISSING,
+    NAMES,
     Record,
     counted,
     listed,
@@ -84,7 +85,8 @@ class Cell:
 def experiment_tables(records: Iterable[Record]) -> list[Table]:
     """Return the tables of each experiment: the paper's table, its cells in detail, and what is missing.
 
-    Records of a seed that stand twice count once, the latest of them.
+    A run of which there are several records counts once: as the latest with a result, of those with the
+    options of the latest. What one sweep left out may thus be a result of another.
     """
     tables = []
     for group in _experiments(records):
@@ -96,14 +98,24 @@ def experiment_tables(records: Iterable[Record]) -> list[Table]:
 
 
 def _experiments(records: Iterable[Record]) -> list[list[Record]]:
-    """Group records by experiment and preset; the latest of a run counts."""
-    latest: dict[tuple[object, ...], Record] = {}
+    """Group records by experiment and preset, with one record of each run."""
+    runs: dict[tuple[object, ...], list[Record]] = {}
     for row in records:
-        latest[row["experiment"], row["small"], row["row"], row["column"], row["seed"]] = row
+        key = row["experiment"], row["small"], row["row"], row["column"], row["seed"]
+        runs.setdefault(key, []).append(row)
     groups: dict[tuple[object, ...], list[Record]] = {}
-    for row in latest.values():
+    for each in runs.values():
+        row = _valid(each)
         groups.setdefault((row["experiment"], row["small"]), []).append(row)
     return list(groups.values())
+
+
+def _valid(rows: Sequence[Record]) -> Record:
+    """Return the record of a run that counts, of several."""
+    by_time = sorted(rows, key=lambda row: row["timestamp"])
+    now = by_time[-1]
+    same = [row for row in by_time if all(row[name] == now[name] for name in ("options", "sources"))]
+    return next((row for row in reversed(same) if row["status"] == DONE), now)
 
 
 def _cells(group: Iterable[Record]) -> dict[tuple[str, str], Cell]:
@@ -206,7 +218,7 @@ def _details(group: Sequence[Record], cells: dict[tuple[str, str], Cell]) -> Tab
     )
     columns = (
         *("cell", "ours", "theirs", "difference", "sparsity", "ticket MB"),
-        *(f"vs {name}" for name in baselines),
+        *(f"vs {NAMES.get(name, name)}" for name in baselines),
         *(("weights MB",) if baselines else ()),
         *("minutes", "runs"),
     )
@@ -248,6 +260,8 @@ def _detail_notes(group: Sequence[Record]) -> list[str]:
             f"{first['batch']} with {tokens} tokens, {counted(first['threads'], 'thread')}; "
             "the outputs agreed first."
         )
+        if any("fused" in each["ratio"] for each in measured):
+            notes.append("vs fused: the dense model in the same native call; what is gained by zeros alone.")
     if any(each["busy"] for each in measured):
         notes.append("Figures marked ? were measured while the machine was busy; do not quote them.")
     return notes

@@ -11,6 +11,7 @@ from sparsebert.report.format import Record, counted, megabytes
 from sparsebert.report.front_records import fronts
 from sparsebert.report.fronts import DENSE, Form, Front
 from sparsebert.report.picture import Picture
+from sparsebert.report.plain_text import figure_text
 from sparsebert.report.plots import line_style, new_rows
 from sparsebert.report.point_labels import label_points
 from sparsebert.report.table import Table
@@ -120,7 +121,9 @@ def _panel(axes: Axes, front: Front, forms: Sequence[Form], best: Sequence[Form]
         if len(members) < 2:
             style = style | {"linestyle": "none"}
         xs, ys = [cost(form) for form in members], [form.quality for form in members]
-        axes.plot(xs, ys, **style, label=f"dense, {front.reference}" if series == DENSE else series)
+        axes.plot(
+            xs, ys, **style, label=f"dense, {front.reference}" if series == DENSE else figure_text(series)
+        )
         if any(form.deviation for form in members):
             axes.errorbar(
                 xs,

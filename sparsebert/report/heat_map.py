@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsebert.report.plots import OWN_GROUND, require_matplotlib
+from sparsebert.report.plots import OWN_GROUND, empty_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,12 +46,7 @@ def norm(highest: float, power: float = 1.0) -> Any:
 
 def map_panels(widths: Sequence[float], size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """Return a figure with maps of these relative widths side by side; raises like ``require_matplotlib``."""
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(size, DPI)
     return figure, list(figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0])
 
 

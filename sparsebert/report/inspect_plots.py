@@ -22,6 +22,7 @@ from sparsebert.report.heat_map import (
 from sparsebert.report.inspect_tables import PARTS, overlap_pairs
 from sparsebert.report.mask_picture import mask_figure
 from sparsebert.report.picture import Picture
+from sparsebert.report.plain_text import figure_text
 from sparsebert.report.plots import line_style, new_grid
 from sparsebert.report.ticket_labels import FIELDS, TicketLabel, seed_groups
 from sparsebert.tickets.density_grid import layer_names
@@ -138,7 +139,7 @@ def layer_figure(groups: Sequence[Group]) -> Figure:
                 or [np.full(len(layers), np.nan)]
             )
             style = line_style(number) | {"markersize": 3, "linewidth": 1.2}
-            axes.plot(layers, 100 * lines.mean(axis=0), **style, label=name)
+            axes.plot(layers, 100 * lines.mean(axis=0), **style, label=figure_text(name))
             if len(lines) > 1:
                 low, high = 100 * lines.min(axis=0), 100 * lines.max(axis=0)
                 axes.fill_between(layers, low, high, color=style["color"], alpha=0.2, linewidth=0)
@@ -275,7 +276,7 @@ def overlap_figure(row: Record) -> Figure:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    names = [each["name"] for each in row["tickets"]]
+    names = [figure_text(each["name"]) for each in row["tickets"]]
     values = np.array(row["jaccard"], float)
     highest = float(values[~np.eye(len(names), dtype=bool)].max())
     side = max(3.2, 0.36 * len(names) + 0.075 * max(map(len, names)))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparsebert.report.plain_text import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -36,6 +38,11 @@ class Picture:
     draw: Callable[[], Figure]
     caption: str = ""
     numbers: Table | None = None
+
+    def __post_init__(self) -> None:
+        """Escape control characters."""
+        for name in ("title", "alt", "caption"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
     @property
     def stem(self) -> str:

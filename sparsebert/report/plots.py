@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsebert.atomic import replacing
+from sparsebert.report.plain_text import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +34,49 @@ def require_matplotlib() -> None:
         raise ValueError("plots need matplotlib: pip install 'sparsebert[report]'")
 
 
+def empty_figure(size: tuple[float, float], dpi: float = 150) -> Figure:
+    """Return a figure without axes that draws titles and other texts as they are, not as mathematics.
+
+    Labels of legends and names of ticks need :func:`sparsebert.report.plain_text.figure_text` themselves.
+
+    Args:
+        size: Width and height in inches.
+        dpi: Dots per inch.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = _plain_figure()(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@functools.cache
+def _plain_figure() -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    class PlainFigure(Figure):
+        def draw(self, renderer: Any) -> None:
+            # Formatters write these again before each drawing, numbers of logarithmic axes as mathematics.
+            ticks = {
+                id(text)
+                for axes in self.axes
+                for axis in (axes.xaxis, axes.yaxis)
+                for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+                for text in (tick.label1, tick.label2)
+            }
+            for text in self.findobj(Text):
+                if id(text) not in ticks:
+                    text.set_text(figure_text(text.get_text()))
+            super().draw(renderer)
+
+    return PlainFigure
+
+
 def new_figure() -> tuple[Figure, Axes]:
     """Return an empty figure in the project's style; raises like ``require_matplotlib``."""
     figure, (axes,) = new_panels(1)
@@ -48,12 +93,7 @@ def new_panels(
         ratios: Relative heights of the panels.
         size: Width and height in inches.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(size)
     panels = list(figure.subplots(count, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
     for axes in panels:
         axes.grid(True, color="0.9")
@@ -70,14 +110,9 @@ def new_grid(count: int, columns: int, size: tuple[float, float] = (2.4, 2.0)) -
         columns: Panels side by side, at most.
         size: Width and height of a panel in inches.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns + 1, size[1] * rows + 0.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure((size[0] * columns + 1, size[1] * rows + 0.8))
     panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
     for axes in panels:
         axes.grid(True, color="0.9")
@@ -102,12 +137,7 @@ def new_rows(
         size: Width and height of a row in inches.
         widths: Relative widths of the columns.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[0], size[1] * count), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure((size[0], size[1] * count))
     rows = [list(row) for row in figure.subplots(count, columns, width_ratios=widths, squeeze=False)]
     for axes in (axes for row in rows for axes in row):
         axes.grid(True, color="0.9")

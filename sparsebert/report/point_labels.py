@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sparsebert.report.plain_text import figure_text
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -45,7 +47,9 @@ def label_points(
     for point, label in zip(points, labels, strict=True):
         if not label:
             continue
-        text: Any = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=fontsize)
+        text: Any = axes.annotate(
+            figure_text(label), point, (0, 0), textcoords="offset points", fontsize=fontsize
+        )
 
         def box_at(place: _Place, text: Any = text) -> Bbox:
             x, y, horizontal, vertical = place

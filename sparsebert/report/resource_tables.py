@@ -10,12 +10,14 @@ from sparsebert.report.run_tables import told_apart
 from sparsebert.report.table import Cell, Table
 
 _PER_WH = JOULES_PER_KWH / 1e3
+# Kinds of records whose resources are the sum of others'.
+_SUMS = ("run", "seeds", "eval_seeds")
 _DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 
 
 def has_resources(row: Record) -> bool:
     """Whether a record says what its run used, and no other record says it of the same run."""
-    return bool(row.get("resources")) and row["kind"] not in ("run", "seeds")
+    return bool(row.get("resources")) and row["kind"] not in _SUMS
 
 
 def resource_tables(records: Iterable[Record]) -> list[Table]:
@@ -149,7 +151,8 @@ def _subject(row: Record) -> str:
     if "workload" in row:
         return str(row["workload"]["model"])
     task = f" on {row['task']}" if row.get("task") else ""
-    return f"{row['model']}{task}"
+    seed = f", seed {row['seed']}" if row["kind"] == "eval" and row["seed"] is not None else ""
+    return f"{row['model']}{task}{seed}"
 
 
 def _energy(resources: Record) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, counted, machine_key, machine_text
 from sparsebert.report.picture import Picture
+from sparsebert.report.plain_text import figure_text
 from sparsebert.report.plots import COLOURS, HATCHES, new_rows
 from sparsebert.report.run_series import series
 from sparsebert.report.table import Table
@@ -141,7 +142,7 @@ def cost_figure(title: str, machine: str, costs: Sequence[RoundCost]) -> Figure:
         else:
             right.barh(place, cost.memory / 1e6, height=0.7, color="0.55")
             right.annotate(f" {cost.memory / 1e6:,.0f}", (cost.memory / 1e6, place), va="center", fontsize=7)
-    left.set_yticks(places, [textwrap.fill(cost.name, _LABEL) for cost in costs], fontsize=7)
+    left.set_yticks(places, [figure_text(textwrap.fill(cost.name, _LABEL)) for cost in costs], fontsize=7)
     left.invert_yaxis()
     right.sharey(left)
     right.tick_params(labelleft=False, labelsize=8)

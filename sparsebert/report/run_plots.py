@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsebert.report.format import Record, counted, machine_text, mean_text, span_text
 from sparsebert.report.picture import Picture
+from sparsebert.report.plain_text import figure_text
 from sparsebert.report.plots import line_style, new_figure
 from sparsebert.report.point_labels import label_points
 from sparsebert.report.run_series import costs, dense_rounds, metric_of, series
@@ -107,7 +108,7 @@ def run_figure(rounds: Sequence[Record]) -> Figure:
             [scale * (each.std or 0.0) for each in summaries],
             **line_style(number),
             capsize=3,
-            label=name,
+            label=figure_text(name),
         )
     axes.set_xlabel("sparsity of the prunable weights (%)")
     _finish(figure, axes, rounds)
@@ -133,7 +134,7 @@ def cost_figure(rounds: Sequence[Record]) -> Figure:
         values = [scale * each.mean for each in summaries]
         steps = [point.steps for point in points]
         deviations = [scale * (each.std or 0.0) for each in summaries]
-        axes.errorbar(steps, values, deviations, **line_style(number), capsize=3, label=name)
+        axes.errorbar(steps, values, deviations, **line_style(number), capsize=3, label=figure_text(name))
         places += [(point.steps, value) for point, value in zip(points, values, strict=True)]
         labels += [f"{point.sparsity:.0%}" for point in points]
     axes.set_xlabel("optimizer steps so far; beside each point: its sparsity")

@@ -36,7 +36,10 @@ VERDICT_NOTE = (
     "undecided if the dense mean is too close to chance."
 )
 # Fields about how examples are read, and then all fields that are equal in runs that are summarised together.
-_TEXT_FORMAT = ("max_length", "doc_stride", "max_context", "null_score_diff_threshold")
+_TEXT_FORMAT = (
+    "max_length", "doc_stride", "max_context", "null_score_diff_threshold", "n_best_size",
+    "max_answer_length",
+)  # fmt: skip
 _SETTINGS = (
     "run", "method", "start_ticket", "granularity", "block_size", "round_to", "scope", "source", "rewind",
     "head", "steps", *_TEXT_FORMAT, "round", "rounds",

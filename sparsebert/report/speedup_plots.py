@@ -17,6 +17,7 @@ from sparsebert.report.break_even import (
 from sparsebert.report.format import Record, baseline_name, machine_text, span_text, threads_text
 from sparsebert.report.model_tables import sweeps
 from sparsebert.report.picture import Picture
+from sparsebert.report.plain_text import figure_text
 from sparsebert.report.plots import line_style, new_figure, save_figure
 from sparsebert.report.table import Table
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Least width of an axis of sparsity, in percent: granularities reach one sparsity up to a few weights.
 MIN_SPAN = 2.0
+# Characters of a label of which two stand side by side, and inches of a row of labels.
+_LONGEST_HALF, _LEGEND_ROW = 48, 0.17
 _TICKS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
 
 
@@ -63,8 +66,8 @@ def speedup_figure(records: Iterable[Record]) -> Figure:
     axes.set_xlabel("sparsity of the pruned matrices (%)")
     axes.set_ylabel("speed-up of the whole model")
     ours = [row for curve in drawn for row in curve.records]
-    axes.set_title(_size_text(ours[0]["workload"]), loc="left")
-    axes.legend(frameon=False, loc="best")
+    figure.suptitle(_size_text(ours[0]["workload"]), x=0.01, ha="left")
+    _legend(figure, axes)
     _footnote(figure, ours)
     return figure
 
@@ -129,10 +132,14 @@ def _speedup_lines(axes: Axes, curve: Curve, reference: str, number: int) -> Non
         label = f"{curve.name}, against {baseline_name(baseline, rows[0]['environment'])}"
         if crossing is not None and baseline == reference:
             label += f": break-even {crossing:.0f} %"
-        # The legend of a single point shows no line.
+        # The legend of a single point shows no line: eager PyTorch's is hollow.
         dashes = "none" if len(rows) == 1 else "-" if baseline == reference else "--"
+        fill = style["color"] if baseline == reference else "none"
         axes.plot(
-            sparsities, [ratio["median"] for ratio in ratios], **style | {"linestyle": dashes}, label=label
+            sparsities,
+            [ratio["median"] for ratio in ratios],
+            **style | {"linestyle": dashes, "markerfacecolor": fill},
+            label=figure_text(label),
         )
         axes.fill_between(
             sparsities,
@@ -144,6 +151,16 @@ def _speedup_lines(axes: Axes, curve: Curve, reference: str, number: int) -> Non
         )
     if crossing is not None:
         axes.plot([crossing], [1], marker="o", markersize=10, markerfacecolor="none", color=style["color"])
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend above the axes: curves reach every corner, and the line of 1x spans them."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if len(labels) > 1 and max(map(len, labels)) <= _LONGEST_HALF else 1
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * -(-len(labels) // columns))
+    axes.legend(
+        handles, labels, frameon=False, fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1)
+    )
 
 
 def _numbers(drawn: Sequence[Curve]) -> Table:

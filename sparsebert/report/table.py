@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sparsebert.html_table import table_html
 from sparsebert.report.csv_text import csv_text
+from sparsebert.report.plain_text import markdown_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -16,19 +18,21 @@ if TYPE_CHECKING:
 _LEAST_FIRST = 24
 # More columns than that are not read side by side on a page.
 _MOST_COLUMNS = 14
+# A figure that its table emphasises.
+_EMPHASISED = re.compile(r"\*\*[\d.,]+\*\*")
 # Returns a record's cell.
 Cell = Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with cells as text.
+    """A table with cells as text, in which control characters are replaced by escapes.
 
     Attributes:
         title: Title above the table.
         columns: Names of the columns.
         rows: Cells of each row.
-        notes: Notes below the table.
+        notes: Notes below the table, in Markdown.
         prose: Whether cells are text; otherwise all columns but the first are aligned right.
     """
 
@@ -37,6 +41,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     prose: bool = False
+
+    def __post_init__(self) -> None:
+        """Escape control characters."""
+        object.__setattr__(self, "title", printable(self.title))
+        for name in ("columns", "notes"):
+            object.__setattr__(self, name, tuple(map(printable, getattr(self, name))))
+        object.__setattr__(self, "rows", tuple(tuple(map(printable, row)) for row in self.rows))
 
     @classmethod
     def of(
@@ -60,7 +71,7 @@ class Table:
     def markdown(self) -> str:
         """Return a Markdown table, with title and notes as paragraphs; a very wide one is transposed."""
         shown = self.upright()
-        lines = [f"**{self.title}**", ""] if self.title else []
+        lines = [f"**{markdown_text(self.title)}**", ""] if self.title else []
         lines.append(_markdown_row(shown.columns))
         other = " --- " if self.prose else " ---: "
         lines.append("|" + "|".join([" --- "] + [other] * (len(shown.columns) - 1)) + "|")
@@ -149,5 +160,5 @@ class Table:
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
-    """Return a row as one line; bars are escaped, and line ends become spaces."""
-    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").splitlines()) for cell in cells) + " |"
+    shown = (cell if _EMPHASISED.fullmatch(cell) else markdown_text(cell) for cell in cells)
+    return f"| {' | '.join(shown)} |"

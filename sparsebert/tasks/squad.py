@@ -13,6 +13,7 @@ from sparsebert.json_object import load_json
 from sparsebert.tasks.examples import Question
 from sparsebert.tasks.question_windows import EncodedQuestions
 from sparsebert.tasks.tables import read_text
+from sparsebert.tasks.text_format import MAX_ANSWER_LENGTH, N_BEST_SIZE
 
 
 class Answer(NamedTuple):
@@ -86,23 +87,19 @@ def best_answers(
     encoded: EncodedQuestions,
     start_logits: Sequence[np.ndarray] | np.ndarray,
     end_logits: Sequence[np.ndarray] | np.ndarray,
-    *,
-    candidates: int = 20,
-    max_answer_tokens: int = 30,
 ) -> list[str]:
     """Return the text of the best span of each question, as run_squad.py of BERT does.
 
-    A span lies in the context. Its first and last token are among the tokens with the best start and end
-    logits of its window; with ``max_context`` of the encoding's text format, its window is the one with most
-    context of its first token. Spans from all windows of a question are ranked by the sum of the two logits.
+    A span lies in the context. The encoding's text format limits it: the first and last token are among the
+    ``n_best_size`` tokens with the best start and end logits of the window, it has ``max_answer_length``
+    tokens at most, and with ``max_context`` its window is the one with most context of its first token. Spans
+    from all windows of a question are ranked by the sum of the two logits.
 
     Args:
         encoded: The questions.
         start_logits: [windows, tokens], or [tokens] for each window; logits beyond the last token of a window
             are ignored.
         end_logits: The same for the ends.
-        candidates: Number of best logits to consider in each window.
-        max_answer_tokens: Maximum tokens of a span.
 
     Returns:
         One text per question; the empty text if no span is possible.
@@ -110,16 +107,13 @@ def best_answers(
     Raises:
         ValueError: If the number of rows of logits differs from the number of windows.
     """
-    limits = candidates, max_answer_tokens
-    return [answer.best for answer in answers_or_none(encoded, start_logits, end_logits, *limits)]
+    return [answer.best for answer in answers_or_none(encoded, start_logits, end_logits)]
 
 
 def answers_or_none(
     encoded: EncodedQuestions,
     start_logits: Sequence[np.ndarray] | np.ndarray,
     end_logits: Sequence[np.ndarray] | np.ndarray,
-    candidates: int = 20,
-    max_answer_tokens: int = 30,
 ) -> list[Answer]:
     """Return the answer to each question, or none, as run_squad.py of BERT does with SQuAD 2.0.
 
@@ -131,8 +125,6 @@ def answers_or_none(
         encoded: As for :func:`best_answers`, which describes the best span.
         start_logits: As for :func:`best_answers`.
         end_logits: As for :func:`best_answers`.
-        candidates: As for :func:`best_answers`.
-        max_answer_tokens: As for :func:`best_answers`.
 
     Raises:
         ValueError: As :func:`best_answers`.
@@ -142,6 +134,9 @@ def answers_or_none(
             f"logits must have one row for each of {len(encoded)} windows, got {len(start_logits)} rows of "
             f"start and {len(end_logits)} of end logits"
         )
+    text_format = encoded.text_format
+    candidates = text_format.n_best_size or N_BEST_SIZE
+    longest = text_format.max_answer_length or MAX_ANSWER_LENGTH
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(encoded.questions)
     null = [np.inf] * len(encoded.questions)
     for window, (starts, ends) in enumerate(zip(start_logits, end_logits, strict=True)):
@@ -149,16 +144,14 @@ def answers_or_none(
         spans = encoded.spans(window)
         starts, ends = starts[: len(spans)], ends[: len(spans)]
         inside = spans[:, 1] > spans[:, 0]
-        begins = inside & encoded.with_max_context(window) if encoded.text_format.max_context else inside
+        begins = inside & encoded.with_max_context(window) if text_format.max_context else inside
         firsts = _best_tokens(starts, begins, candidates)
-        score, first, last = _best_span(
-            starts, ends, firsts, _best_tokens(ends, inside, candidates), max_answer_tokens
-        )
+        score, first, last = _best_span(starts, ends, firsts, _best_tokens(ends, inside, candidates), longest)
         if score > best[question][0]:
             context = encoded.questions[question].context
             best[question] = score, context[spans[first, 0] : spans[last, 1]]
         null[question] = min(null[question], float(starts[0]) + float(ends[0]))
-    threshold = encoded.text_format.null_score_diff_threshold or 0.0
+    threshold = text_format.null_score_diff_threshold or 0.0
     return [
         Answer("" if none - score > threshold else text, text, none - score)
         for (score, text), none in zip(best, null, strict=True)

@@ -16,7 +16,11 @@ _STORED = {
     "doc_stride": int,
     "max_context": bool,
     "null_score_diff_threshold": int | float,
+    "n_best_size": int,
+    "max_answer_length": int,
 }
+# Of questions, as run_squad.py and Hugging Face's run_qa.py have them.
+N_BEST_SIZE, MAX_ANSWER_LENGTH = 20, 30
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,12 @@ class TextFormat:
             first token, as in run_squad.py; None for no.
         null_score_diff_threshold: Of questions that may have no answer: what the score of none must exceed
             that of the best answer by; None for 0, as in run_squad.py.
+        n_best_size: Of questions: best tokens of a window at which an answer may start, and as many at which
+            it may end; None for 20.
+        max_answer_length: Of questions: maximum tokens of an answer; None for 30.
 
     Raises:
-        ValueError: ``doc_stride`` is not positive, or ``null_score_diff_threshold`` is not finite.
+        ValueError: A number of tokens is not positive, or ``null_score_diff_threshold`` is not finite.
     """
 
     max_length: int | None = None
@@ -44,10 +51,13 @@ class TextFormat:
     doc_stride: int | None = None
     max_context: bool | None = None
     null_score_diff_threshold: float | None = None
+    n_best_size: int | None = None
+    max_answer_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.doc_stride is not None and self.doc_stride < 1:
-            raise ValueError(f"doc_stride must be a positive number of tokens, got {self.doc_stride}")
+        for name in ("doc_stride", "n_best_size", "max_answer_length"):
+            if (tokens := getattr(self, name)) is not None and tokens < 1:
+                raise ValueError(f"{name} must be a positive number of tokens, got {tokens}")
         threshold = self.null_score_diff_threshold
         if threshold is not None and not math.isfinite(threshold):
             raise ValueError(f"null_score_diff_threshold must be a finite number, got {threshold}")
@@ -63,14 +73,9 @@ class TextFormat:
 
     def for_task(self, task: Task) -> TextFormat:
         """Return the format without what tasks of another kind have."""
-        asks = task.kind == "span"
-        return TextFormat(
-            self.max_length,
-            self.template,
-            self.doc_stride if asks else None,
-            self.max_context if asks else None,
-            self.null_score_diff_threshold if asks and task.no_answer else None,
-        )
+        if task.kind != "span":
+            return TextFormat(self.max_length, self.template)
+        return self if task.no_answer else replace(self, null_score_diff_threshold=None)
 
     def require(self, task: Task) -> None:
         """Raise ValueError for an option of questions, and a task without them."""

@@ -86,6 +86,11 @@ class Ticket:
         return sum(map(_kept, self.masks.values())) / total if total else 1.0
 
     @property
+    def prunes(self) -> bool:
+        """Whether any weight or bias is pruned; a dense run's ticket prunes none."""
+        return not all(mask.all() for masks in (self.masks, self.bias_masks) for mask in masks.values())
+
+    @property
     def layer_sparsity(self) -> dict[str, float]:
         """Share of pruned weights of each matrix, by key."""
         return {key: (mask.numel() - _kept(mask)) / mask.numel() for key, mask in self.masks.items()}

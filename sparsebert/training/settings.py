@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from typing import Any
 
 from sparsebert_kernels.dtype_names import short_name
 from sparsebert_kernels.errors import unknown
@@ -28,7 +29,8 @@ class TrainingSettings:
         group_by_length: Whether batches hold examples of similar length, which saves most of the padding.
         learning_rate: Peak learning rate.
         schedule: Schedule of the learning rate after the warm-up: "linear", "cosine" or "constant".
-        warmup_steps: Steps in which the learning rate warms up.
+        warmup_steps: Steps in which the learning rate warms up; 0 for no warm-up, also with a method that has
+            one; None for that of the method, or ``warmup_ratio``.
         warmup_ratio: The same as a share of the steps that the schedule spans, rounded up; None for
             ``warmup_steps``.
         optimizer: "adamw", "adamax" (as Super Tickets trains) or "sgd" (without momentum).
@@ -52,7 +54,7 @@ class TrainingSettings:
     group_by_length: bool = False
     learning_rate: float = 2e-5
     schedule: str = "linear"
-    warmup_steps: int = 0
+    warmup_steps: int | None = None
     warmup_ratio: float | None = None
     optimizer: str = "adamw"
     weight_decay: float = 0.0
@@ -80,8 +82,8 @@ class TrainingSettings:
         if not 0 < self.adam_epsilon < math.inf:
             raise ValueError(f"adam_epsilon must be positive, got {self.adam_epsilon}")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0, got {value}")
         if self.warmup_ratio is not None:
             if not 0 <= self.warmup_ratio < 1:
                 raise ValueError(
@@ -113,6 +115,10 @@ class TrainingSettings:
 
         return self.device != "cpu" and torch.cuda.is_available()
 
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values, with 0 for no warm-up, as runs store them."""
+        return {**asdict(self), "warmup_steps": self.warmup_steps or 0}
+
     def steps_of(self, examples: int, processes: int = 1) -> int:
         """Return the optimizer steps of a round.
 
@@ -142,6 +148,6 @@ class TrainingSettings:
     def warmup_of(self, steps: int) -> int:
         """Return the steps of learning-rate warm-up in a schedule of ``steps`` optimizer steps."""
         if self.warmup_ratio is None:
-            return self.warmup_steps
+            return self.warmup_steps or 0
         # In decimal: a tenth of 30 steps is 3, and not one more because of the binary 0.1.
         return math.ceil(Fraction(repr(self.warmup_ratio)) * steps)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparsebert.accounting.run_account import RunAccount
 from sparsebert.lottery.find_runs import load_ticket
 from sparsebert.results import Record
 from sparsebert.tasks import Examples, TaskData, TextFormat
@@ -69,6 +70,7 @@ class EvaluationRecords:
         min_row_weights: That of :func:`sparsebert.compact_` with the ticket; None compacts no model.
         label_map: Label -> output of the model, for the records.
         changes: Changes of the texts, each evaluated by itself.
+        account: Measures what the evaluation of each model uses, with its loading.
         keep_predictions: Whether to collect ``predictions``.
         predictions: A row for each model, variant of the texts and example, in the order of evaluation.
         robustness: A record of kind "robustness", without its stamp, for each model and change.
@@ -87,6 +89,7 @@ class EvaluationRecords:
     min_row_weights: int | None = None
     label_map: Mapping[str, str] = field(default_factory=dict)
     changes: Sequence[TextChange] = ()
+    account: RunAccount = field(default_factory=RunAccount)
     keep_predictions: bool = False
     predictions: list[Row] = field(default_factory=list, init=False)
     robustness: list[Record] = field(default_factory=list, init=False)
@@ -122,6 +125,11 @@ class EvaluationRecords:
                 :func:`sparsebert.lottery.find_runs.load_ticket`.
         """
         progress(f"evaluating {path} on {self.task}")
+        with self.account.metered():
+            record = self._evaluate(path, seed, dense)
+        return {**record, "resources": self.account.resources()}
+
+    def _evaluate(self, path: str, seed: int | None, dense: bool) -> Record:
         ticket = None if dense or self.ticket is None else load_ticket(self.ticket, skeleton(path))
         fields = self._fields(seed, ticket, dense)
         if ticket is not None and self.min_row_weights is not None:

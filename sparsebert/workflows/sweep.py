@@ -23,7 +23,7 @@ from sparsebert.atomic import locked, write_text
 from sparsebert.experiments.grid import Cell, Grid, Place, Value
 from sparsebert.json_object import read_json_object
 from sparsebert.lottery.run_folder import RunFolder
-from sparsebert.report.format import record_errors
+from sparsebert.report.format import listed, record_errors
 from sparsebert.results import Record
 from sparsebert.workflows.sweep_records import (
     DONE,
@@ -56,10 +56,10 @@ class Sweep:
     Attributes:
         grid: The experiment.
         out: Folder of the sweep.
+        selected: The cells to run, as :func:`selected_cells` returns them.
         train: Trains a cell.
         environment: This machine, for the records.
         measure: Measures the speed of a ticket; None for no measurement.
-        only: Patterns of cells, such as "imp/*"; empty for all. The cells that they need run as well.
         rerun_changed: Whether runs whose options have changed are deleted and carried out again.
         keep_models: Whether trained models stay; otherwise only those that other cells need.
         local_paths: Paths of this machine, and what reasons in the records name instead.
@@ -68,27 +68,25 @@ class Sweep:
 
     grid: Grid
     out: Path
+    selected: Sequence[Cell]
     train: TrainCell
     environment: Record
     measure: MeasureCell | None = None
-    only: Sequence[str] = ()
     rerun_changed: bool = False
     keep_models: bool = False
     local_paths: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], object] = lambda line: None
     _started: dict[str, Any] = field(init=False, default_factory=dict)
     _records: dict[Key, Record] = field(init=False, default_factory=dict)
-    _selected: set[str] = field(init=False, default_factory=set)
 
     def run(self) -> list[Record]:
         """Run the cells and return a record for each cell and seed, in the order of the runs.
 
         Raises:
-            ValueError: A pattern names no cell, another sweep works in the folder, or the folder holds
-                the sweep of another experiment.
+            ValueError: Another sweep works in the folder, or the folder holds the sweep of another
+                experiment.
             OSError: A file cannot be written.
         """
-        self._selected = selected_cells(self.grid, self.only)
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             with locked(self.out):
@@ -103,17 +101,29 @@ class Sweep:
         with record_errors(f"a record in {self.out / RECORDS}"):
             earlier = {_key(row): row for row in read_records(self.out / RECORDS)}
             self._require_same_experiment(earlier)
+            self._say_left_out(earlier)
             self._records = {
                 _key_of(cell): self._known(cell, earlier.get(_key_of(cell))) for cell in self.grid.cells
             }
         # A sweep that is killed leaves a record of every cell too.
         self._write()
         for number, cell in enumerate(self.grid.cells, 1):
-            if cell.name in self._selected:
+            if cell in self.selected:
                 self.say(f"{cell.name} ({number} of {len(self.grid.cells)})")
                 self._records[_key_of(cell)] = self._carry_out(cell)
                 self._write()
         return list(self._records.values())
+
+    def _say_left_out(self, earlier: Mapping[Key, Record]) -> None:
+        """Name the finished runs of cells that the file no longer has: they leave the records."""
+        here = {_key_of(cell) for cell in self.grid.cells}
+        names = [
+            f"{row}/{column}/seed-{seed}"
+            for (row, column, seed), record in earlier.items()
+            if record["status"] == DONE and (row, column, seed) not in here
+        ]
+        if names:
+            self.say(f"no longer in the experiment, without a place in its tables: {listed(names)}")
 
     def _write(self) -> None:
         write_records(self.out / RECORDS, self._records.values())
@@ -125,10 +135,20 @@ class Sweep:
             return self._to_come(cell)
         if earlier["reason"] in (UNSELECTED, UNFINISHED):
             return self._to_come(cell)
-        return refreshed(self.grid, cell, earlier)
+        metric, folder = self.grid.metrics.get(cell.place.column), run_folder(self.out, cell.place, cell.seed)
+        if earlier["status"] != DONE or metric in (None, earlier["metric"]):
+            return refreshed(self.grid, cell, earlier)
+        # The file names another metric than it did.
+        if not RunFolder(folder).finished():
+            return self._to_come(cell)
+        speed = {"speed": earlier["speed"]} if "speed" in earlier else {}
+        try:
+            return done_record(self.grid, cell, folder, self.environment) | speed
+        except ValueError as error:
+            return self._hole(cell, error)
 
     def _to_come(self, cell: Cell) -> Record:
-        reason = UNFINISHED if cell.name in self._selected else UNSELECTED
+        reason = UNFINISHED if cell in self.selected else UNSELECTED
         return hole_record(self.grid, cell, reason, self.environment)
 
     def _require_same_experiment(self, earlier: Mapping[Key, Record]) -> None:
@@ -225,7 +245,7 @@ class Sweep:
         """Delete a run and its record."""
         folder = run_folder(self.out, cell.place, cell.seed)
         if folder.exists():
-            again = "runs again" if cell.name in self._selected else "is deleted"
+            again = "runs again" if cell in self.selected else "is deleted"
             self.say(f"{cell.name} {again}: {reason}")
             shutil.rmtree(folder, ignore_errors=True)
         self._records[_key_of(cell)] = self._to_come(cell)
@@ -255,28 +275,28 @@ def with_sources(cell: Cell, out: Path) -> dict[str, Value]:
     return options
 
 
-def selected_cells(grid: Grid, patterns: Sequence[str]) -> set[str]:
-    """Return the names of the runs of some cells, and of the runs whose results they need.
+def selected_cells(grid: Grid, patterns: Sequence[str]) -> list[Cell]:
+    """Return the cells of some places, and those whose results they need, in the order of their runs.
+
+    Args:
+        grid: The experiment.
+        patterns: Patterns of places, such as "imp/*"; empty for all.
 
     Raises:
-        ValueError: A pattern is not row/column, or matches no cell; the nearest is offered.
+        ValueError: A pattern is not row/column, or matches no cell; the nearest are named.
     """
     places = [str(place) for place in grid.places()]
     for pattern in patterns:
         if not any(fnmatchcase(place, pattern) for place in places):
             raise unknown("cell (--only row/column, * for all)", pattern, places)
-    by_key = {(cell.place, cell.seed): cell for cell in grid.cells}
-    names: set[str] = set()
-    pending = [
-        cell
-        for cell in grid.cells
-        if not patterns or any(fnmatchcase(str(cell.place), each) for each in patterns)
-    ]
-    while pending:
-        cell = pending.pop()
-        names.add(cell.name)
-        pending += [by_key[place, cell.seed] for place in cell.sources.values()]
-    return names
+    needed: set[Key] = set()
+    # A cell comes after those that it needs.
+    for cell in reversed(grid.cells):
+        selected = not patterns or any(fnmatchcase(str(cell.place), each) for each in patterns)
+        if selected or _key_of(cell) in needed:
+            needed.add(_key_of(cell))
+            needed |= {(place.row, place.column, cell.seed) for place in cell.sources.values()}
+    return [cell for cell in grid.cells if _key_of(cell) in needed]
 
 
 def _key(row: Record) -> Key:

@@ -27,7 +27,8 @@ from sparsebert.results import Record
 from sparsebert.tickets.ticket import Ticket
 
 FILE = "speed.jsonl"
-BASELINES = ("onednn", "eager")
+# The last is the dense model in the same native call: what zeros alone gain.
+BASELINES = ("onednn", "eager", "fused")
 BATCH = 8
 # Validation examples whose lengths the batches have.
 SEQUENCES = 64
@@ -65,6 +66,12 @@ def measure(
         finally:
             torch.set_num_threads(threads)
     return condensed(results.read(file, "bench"))
+
+
+def measured_before(folder: Path) -> Record | None:
+    """Return the earlier measurement of a run's ticket; None if there was none."""
+    file = folder / FILE
+    return condensed(results.read(file, "bench")) if file.exists() else None
 
 
 def condensed(rows: Sequence[Record]) -> Record:

@@ -149,8 +149,11 @@ def seeded(config: RunConfig, seed: int) -> RunConfig:
 
 
 def dense(config: RunConfig) -> RunConfig:
-    """Return the configuration of the dense run for comparison: the same training, only from the labels."""
-    plain = replace(config, distillation=None)
+    """Return the configuration of the dense run for comparison: the same training, only from the labels.
+
+    It has the warm-up of the method, if the run sets none.
+    """
+    plain = replace(with_defaults_of_method(config), distillation=None)
     return replace(
         plain,
         method=lottery_method("dense"),

@@ -14,6 +14,8 @@ from sparsebert.cli import bench, convert, evaluate, prune, train, transfer
 from sparsebert.cli.data_options import DataOptions
 from sparsebert.cli.option_groups import TRAINING_HELP, flattened
 from sparsebert.cli.shared_options import seed_list
+from sparsebert.cli.train_options import requested_runs
+from sparsebert.lottery.method_defaults import with_defaults_of_method
 from sparsebert.report.format import mean_and_verdict
 from sparsebert.training.settings import TrainingSettings
 from sparsebert_kernels.formats import FORMATS
@@ -55,6 +57,13 @@ def test_every_setting_of_training_has_its_own_default_on_every_command_that_tra
         assert {name: options[name].default for name in TRAINING_HELP} == {
             name: getattr(defaults, name) for name in TRAINING_HELP
         }
+
+
+def test_an_explicit_0_is_told_from_an_omitted_warm_up() -> None:
+    line = ["--model", "bert", "--task", "sst2", "--method", "cap-structured", "--sparsity", "0.2"]
+    for given, steps in (([], 3), (["--warmup-steps", "0"], 0), (["--warmup-ratio", "0"], 0)):
+        requested = requested_runs([*line, *given])
+        assert with_defaults_of_method(requested.config).training.warmup_of(30) == steps
 
 
 def test_options_are_shown_by_group() -> None:

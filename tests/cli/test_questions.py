@@ -185,6 +185,10 @@ class TestLengths:
     ) -> None:
         line = refused(capsys, "train", "--method", "dense", *asked, "--doc-stride", "128")
         assert "doc_stride applies to tasks with questions, sst2 has none: omit it" in line
+        line = refused(capsys, "train", "--method", "dense", *asked, "--max-answer-length", "15")
+        assert "max_answer_length applies to tasks with questions, sst2 has none: omit it" in line
+        line = refused(capsys, "train", "--method", "dense", *asked, "--n-best-size", "0")
+        assert "--n-best-size must be at least 1, got 0" in line
         write_squad(tmp_path / "data" / "squad-v1.1", ("good",))
         there = ["--task", "squad", "--data", str(tmp_path / "data"), "--null-score-diff-threshold", "1"]
         line = refused(capsys, "train", "--method", "dense", *asked, *there)

@@ -157,6 +157,21 @@ class TestFiles:
         assert markdown.read_text().startswith("# Results: results.jsonl, runs\n")
         assert sorted(file.name for file in tmp_path.iterdir()) == ["page.html", "page.md"]
 
+    def test_a_dense_run_has_no_table_of_densities(
+        self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        markdown = tmp_path / "page.md"
+        assert app.main(["report", "runs", "--markdown", str(markdown)]) == 0
+        densities = [line for line in markdown.read_text().splitlines() if "Density by layer" in line]
+        assert densities
+        assert not any("dense/" in line for line in densities)
+        assert capsys.readouterr().err == ""
+        assert app.main(["report", "runs/dense", "--markdown", str(markdown)]) == 0
+        assert "Density by layer" not in markdown.read_text()
+        assert capsys.readouterr().err == (
+            "without densities: the ticket of runs/dense/seed-1, runs/dense/seed-2 prunes nothing\n"
+        )
+
     def test_pictures_and_tables_stand_beside_the_page_that_links_to_them(
         self, here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:

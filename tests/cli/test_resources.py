@@ -152,13 +152,35 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "\nused " in capsys.readouterr().out
 
 
-def test_eval_reads_what_was_trained_on(bert: Path, data: Path, tmp_path: Path) -> None:
+def test_eval_reads_what_was_trained_on(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (*_, row) = recorded(trained(bert, data, tmp_path / "run"), tmp_path / "rows.jsonl", "round")
     command = ["eval", "--task", "sst2", "--data", str(data), "--model", str(tmp_path / "run")]
     (evaluated,) = recorded(command, tmp_path / "rows.jsonl", "eval")
+    assert evaluated["resources"].keys() == RESOURCES
+    assert "\nused " in capsys.readouterr().out
     for name in ("validation", "tokenizer"):
         assert evaluated["fingerprints"][name] == row["fingerprints"][name]
     assert evaluated["fingerprints"]["model"] != row["fingerprints"]["model"]
+
+
+def test_eval_of_several_models_counts_each_and_their_sum(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, runs = tmp_path / "rows.jsonl", str(tmp_path / "runs")
+    assert app.main(trained(bert, data, tmp_path / "runs", "--seeds", "1,2")) == 0
+    command = ["eval", "--task", "sst2", "--data", str(data), "--model", runs, "--dense", runs]
+    rows = recorded([*command, "--perturb", "typos"], file, "eval")
+    parts = [row["resources"]["wall_seconds"] for row in rows]
+    (summary,) = results.read(file, "eval_seeds")
+    assert summary["resources"].keys() == RESOURCES
+    assert summary["resources"]["wall_seconds"] > sum(parts)  # and the dense models
+    assert not any("resources" in row for row in results.read(file, "robustness"))
+    capsys.readouterr()
+    assert app.main(["report", str(file)]) == 0
+    table = capsys.readouterr().out.partition("Resources")[2]
+    assert [line.count("on sst2, seed ") for line in table.splitlines() if "on sst2" in line] == [1, 1]
 
 
 class TestCarbon:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from sparsebert import results
+from sparsebert.accounting import energy
 from sparsebert.cli import app
 from sparsebert.lottery.run_folder import RunFolder
+from tests import rapl
 from tests.cli.tiny import refused
 
 pytest.importorskip("transformers")
@@ -147,7 +150,10 @@ def test_a_cell_without_data_is_a_hole_and_the_others_go_on(
     )
     assert hole["reason"].endswith("(not here)")
     assert rows["imp/sst2/seed-1"]["status"] == "done"
-    assert "2 runs of 6 failed; the last table says why" in capsys.readouterr().err
+    assert "2 runs of 4 failed; the last table says why" in capsys.readouterr().err
+    # Failures of an earlier sweep stay in the table; they are not those of a sweep of other cells.
+    assert sweep("--only", "imp/*") == 0
+    assert records(tmp_path / "sweep")["moved/rte/seed-1"]["reason"] == hole["reason"]
 
 
 def test_a_cell_whose_source_did_not_run_says_so(
@@ -293,7 +299,7 @@ def test_speed_is_measured_once_and_stands_beside_accuracy(
     only = ["--only", "imp/sst2", "--speed", "--budget", "0"]
     assert sweep(*only) == 0
     speed = records(tmp_path / "sweep")["imp/sst2/seed-1"]["speed"]
-    assert speed["ratio"].keys() <= {"onednn", "eager"}
+    assert speed["ratio"].keys() <= {"onednn", "eager", "fused"}
     assert speed["weight_bytes"] > 0
     assert speed["batch"] == 8
     assert "speed" not in records(tmp_path / "sweep")["imp/sst2/seed-2"]  # the first seed's tickets alone
@@ -301,6 +307,53 @@ def test_speed_is_measured_once_and_stands_beside_accuracy(
     measured = (tmp_path / "sweep/imp/sst2/seed-1/speed.jsonl").read_bytes()
     assert sweep(*only) == 0
     assert (tmp_path / "sweep/imp/sst2/seed-1/speed.jsonl").read_bytes() == measured
+    # A sweep that measures nothing keeps what was measured.
+    assert sweep("--only", "imp/sst2") == 0
+    assert records(tmp_path / "sweep")["imp/sst2/seed-1"]["speed"] == speed
+
+
+def test_the_carbon_of_each_run_stands_in_its_record_and_in_the_report(
+    sweep: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    only = ["--only", "dense/*", "--carbon-intensity", "380"]
+    rapl.read_from(tmp_path / "powercap", monkeypatch)
+    assert sweep(*only) == 2
+    assert "--carbon-intensity 380 needs measured energy" in capsys.readouterr().err
+    rapl.write_domain(tmp_path / "powercap", "0", "package-0")
+    counts = itertools.count(0, 3_600_000_000_000)  # a kWh between two readings
+    monkeypatch.setattr(energy.Rapl, "_counts", lambda rapl: {"package-0": next(counts)})
+    assert sweep(*only) == 0
+    resources = records(tmp_path / "sweep")["dense/sst2/seed-1"]["resources"]
+    assert resources["carbon"]["grams_per_kwh"] == 380
+    assert resources["carbon"]["grams"] == pytest.approx(resources["energy"]["joules"] / 3.6e6 * 380)
+    assert resources["carbon"]["grams"] > 0
+    capsys.readouterr()
+    assert app.main(["report", str(tmp_path / "sweep")]) == 0
+    assert "at 380 g/kWh, as the user gave it" in capsys.readouterr().out
+    assert sweep("--dry-run", *only) == 0
+    assert "--carbon-intensity 380.0" in capsys.readouterr().out
+
+
+def test_results_of_cells_that_are_not_run_follow_the_file(
+    file: Path, sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(file.read_text().replace("seeds: [1, 2]", "seeds: [1]"))
+    assert sweep() == 0
+    assert records(tmp_path / "sweep")["moved/cola/seed-1"]["metric"] == "mcc"
+    file.write_text(file.read_text().replace("{sst2: accuracy}", "{sst2: accuracy, cola: accuracy}"))
+    assert sweep("--only", "dense/*") == 0
+    row = records(tmp_path / "sweep")["moved/cola/seed-1"]
+    assert (row["status"], row["metric"]) == ("done", "accuracy")
+    file.write_text(file.read_text().replace("seeds: [1]", "seeds: [3]", 1))
+    capsys.readouterr()
+    assert sweep("--only", "dense/*") == 0
+    assert (
+        "no longer in the experiment, without a place in its tables: dense/sst2/seed-1, imp/sst2/seed-1, "
+        "moved/cola/seed-1"
+    ) in capsys.readouterr().err
 
 
 def test_a_page_names_tickets_by_their_place_in_the_sweep(sweep: Callable[..., int], tmp_path: Path) -> None:
@@ -370,6 +423,7 @@ def test_patterns_and_folders_that_do_not_fit_are_refused(
     command = ["sweep", str(file), "--data", str(data), "--out", str(tmp_path / "sweep")]
     assert "did you mean 'imp/sst2'?" in refused(capsys, *command, "--only", "imp/sst")
     assert "must be NAME=FOLDER" in refused(capsys, *command, "--model-folder", "bert")
+    assert "--budget applies only with --speed: omit it" in refused(capsys, *command, "--budget", "2")
     assert "is not a folder" in refused(capsys, *command, "--model-folder", "bert=/nowhere")
     assert "unknown model of tiny in --model-folder 'bert'" in refused(
         capsys, *command, "--model-folder", f"bert={tmp_path}"
@@ -388,3 +442,7 @@ def test_a_model_may_come_from_a_local_folder(
     command = ["sweep", str(file), "--data", str(data), "--out", str(tmp_path / "sweep"), "--dry-run"]
     assert app.main([*command, "--model-folder", f"some/bert={bert}"]) == 0
     assert f"--model {bert}" in capsys.readouterr().out
+    # So may a teacher.
+    file.write_text(file.read_text().replace("{label: IMP,", "{label: IMP, teacher: some/teacher,"))
+    assert app.main([*command, "--model-folder", f"some/teacher={bert}"]) == 0
+    assert f"--teacher {bert}" in capsys.readouterr().out

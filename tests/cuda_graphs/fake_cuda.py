@@ -104,6 +104,7 @@ class FakeCuda:
         capturing: Whether a graph is being captured.
         failures: Errors to raise in the next warm-ups ("warm-up") and captures ("capture").
         graph_bytes: Bytes by which each capture makes its pool larger.
+        poisoned: Pools of failed captures, in which torch begins no other one.
     """
 
     def __init__(self) -> None:
@@ -112,6 +113,7 @@ class FakeCuda:
         self.failures: dict[str, list[BaseException | None]] = {"warm-up": [], "capture": []}
         self.graph_bytes = 1000
         self.pools: dict[tuple[int, int], int] = {}
+        self.poisoned: set[tuple[int, int]] = set()
         self.numbers = itertools.count(1)
         self.streams: list[Stream] = []
         # Classes, as annotations in other libraries name them.
@@ -148,6 +150,8 @@ class FakeCuda:
     def graph(
         self, graph: CUDAGraph, *, pool: Any, stream: Stream, capture_error_mode: str
     ) -> Iterator[None]:
+        if pool in self.poisoned:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         self.log.append(f"capture on {stream.name}, pool {pool[1]}, {capture_error_mode}")
         self.streams.append(stream)
         self.capturing = True
@@ -160,6 +164,7 @@ class FakeCuda:
             self.capturing = False
             self.pools[pool] += self.graph_bytes
             if failed:
+                self.poisoned.add(pool)
                 # As torch.cuda.graph does, with its stream still current.
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
             self.streams.pop()

@@ -157,9 +157,62 @@ def test_a_bucket_that_needs_the_memory_of_others_gets_it(where: str, cuda: Fake
     inputs = batch(4, 32)
     assert close(quietly(run, inputs), call(model, inputs))
     assert run.captured == ((4, 32),)
-    assert "capture on stream 2, pool 2, thread_local" in cuda.log
+    assert cuda.log.count("the host waits for the last call") == 1
+    assert run.nbytes == 1000, "in a pool of its own"
     with pytest.warns(UserWarning, match="bucket 2 x 16 is captured again"):
         call(run, batch(2, 9))
+
+
+def test_the_only_graph_makes_room_in_a_new_pool(cuda: FakeCuda) -> None:
+    """torch begins no capture in a pool whose graphs have all been freed, if one of their tensors is left."""
+    run = graphs(make("BertModel"), [(1, 16), (2, 16)], max_graphs=1)
+    quietly(run, batch(1, 16))
+    quietly(run, batch(2, 16))
+    assert run.captured == ((2, 16),)
+    captures = [line for line in cuda.log if line.startswith("capture")]
+    assert captures == [f"capture on stream 1, pool {number}, thread_local" for number in (1, 2)]
+
+
+def test_a_bucket_after_a_failed_one_is_captured(cuda: FakeCuda) -> None:
+    run = graphs(make("BertModel"), [(1, 16), (2, 16), (3, 16)])
+    quietly(run, batch(1, 16))
+    cuda.failures["capture"] = [RuntimeError("a kernel failed")]
+    with pytest.warns(UserWarning, match="bucket 2 x 16 cannot be captured: a kernel failed$"):
+        call(run, batch(2, 16))
+    quietly(run, batch(3, 16))
+    assert run.captured == ((1, 16), (3, 16))
+    assert run.nbytes == 3000, "torch keeps the memory of a failed capture"
+
+
+def test_buckets_without_memory_stay_without_a_graph_and_cost_the_others_nothing(cuda: FakeCuda) -> None:
+    run = graphs(make("BertModel"), [(1, 16), (2, 16), (3, 16)], max_bytes=2500)
+    cuda.graph_bytes = 3000
+    for rows in (2, 3):
+        with pytest.warns(UserWarning, match=f"with bucket {rows} x 16, graphs hold 3,000 bytes"):
+            call(run, batch(rows, 16))
+        assert run.nbytes == 0
+    cuda.graph_bytes = 1000
+    quietly(run, batch(1, 16))
+    cuda.log.clear()
+    for rows in (1, 2, 3, 1):
+        quietly(run, batch(rows, 16))
+    assert run.captured == ((1, 16),)
+    assert not any(line.startswith("capture") for line in cuda.log)
+
+
+def test_a_bucket_without_memory_is_not_tried_again_when_another_has_none_either(cuda: FakeCuda) -> None:
+    run = graphs(make("BertModel"), [(1, 16), (2, 16), (3, 16)], max_bytes=2500)
+    quietly(run, batch(1, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for rows in (2, 1, 3, 1):
+            cuda.graph_bytes = 1000 if rows == 1 else 3000
+            call(run, batch(rows, 16))
+        cuda.log.clear()
+        for rows in (2, 1, 3, 1):
+            call(run, batch(rows, 16))
+    assert run.captured == ((1, 16),)
+    assert not any(line.startswith("capture") for line in cuda.log)
 
 
 def test_the_pool_stays_within_its_bytes(cuda: FakeCuda) -> None:

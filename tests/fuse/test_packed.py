@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sparsebert import compact_, densify_, fuse_, plan, prune, sparsify_, unfuse_
 from sparsebert.nn import packed_layers, packed_model
-from sparsebert.nn.joined_linears import JOINED
 from sparsebert.nn.packed_model import without_waiting
+from sparsebert.nn.sparse_linear import JOINED
 from sparsebert_kernels import ops
 from tests.copies import copies_of
 from tests.fuse.models import make

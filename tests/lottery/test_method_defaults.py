@@ -21,6 +21,7 @@ from sparsebert.lottery.method import lottery_method, lottery_methods
 from sparsebert.lottery.method_defaults import as_begun, with_defaults_of_method
 from sparsebert.lottery.run_folder import RunFolder
 from sparsebert.training.distillation import Distillation, Distiller
+from sparsebert.workflows.train import dense
 from tests.lottery import tiny
 
 # RunxinXu/ContrastivePruning: CE_LOSS_WEIGHT, DISTILL_LOSS_WEIGHT, the temperature (of the unstructured
@@ -63,7 +64,29 @@ def test_the_warm_up_of_a_stage_is_a_tenth_unless_the_run_sets_one() -> None:
     assert with_defaults_of_method(structured()).training.warmup_of(30) == 3
     assert with_defaults_of_method(structured(warmup_steps=2)).training.warmup_of(30) == 2
     assert with_defaults_of_method(structured(warmup_ratio=0.0)).training.warmup_of(30) == 0
+    assert with_defaults_of_method(structured(warmup_steps=0)).training.warmup_of(30) == 0
     assert with_defaults_of_method(tiny.request("imp")).training.warmup_of(30) == 0
+
+
+def test_the_dense_run_for_comparison_has_the_same_warm_up(tmp_path: Path) -> None:
+    assert dense(structured()).training.warmup_of(30) == 3
+    assert dense(structured(warmup_steps=0)).training.warmup_of(30) == 0
+    # One that trained without, as all of an earlier version did, still serves.
+    folder, said = RunFolder(tmp_path), list[str]()
+    earlier = dense(structured(warmup_steps=0)).describe()
+    folder.run_json.write_text(json.dumps({"schema": 1, **earlier}))
+    kept = as_begun(dense(structured()), folder, said.append)
+    folder.require(kept.describe(), kept.defaults())
+    assert said == [f"{tmp_path} keeps the defaults with which it began: warmup_steps 0"]
+    asked = as_begun(dense(structured(warmup_ratio=0.1)), folder, said.append)
+    with pytest.raises(ValueError, match="warmup_ratio"):
+        folder.require(asked.describe(), asked.defaults())
+
+
+def test_the_description_of_a_run_is_the_same_with_and_without_an_explicit_0() -> None:
+    described = [tiny.request("imp", **changes).describe() for changes in ({}, {"warmup_steps": 0})]
+    assert described[0] == described[1]
+    assert described[0]["training"]["warmup_steps"] == 0
 
 
 class TestARunOfAnEarlierVersion:
@@ -86,7 +109,7 @@ class TestARunOfAnEarlierVersion:
         begun.require(kept.describe(), kept.defaults())
         (line,) = said
         assert line.endswith(
-            "keeps the defaults of the version that began it: instance_weight 0.1, label_weight 10, "
+            "keeps the defaults with which it began: instance_weight 0.1, label_weight 10, "
             "distill_weight 0.5, distill_temperature 2, warmup_steps 0"
         )
 
@@ -100,7 +123,7 @@ class TestARunOfAnEarlierVersion:
         kept = as_begun(config, folder, said.append)
         folder.require(kept.describe(), kept.defaults())
         (line,) = said
-        ending = "the defaults of the version that began it: initial_warmup 0, final_warmup 0"
+        ending = "the defaults with which it began: initial_warmup 0, final_warmup 0"
         assert line.endswith(ending)
         method = kept.method
         assert isinstance(method, MaskLearningMethod)
@@ -133,7 +156,8 @@ class TestARunOfAnEarlierVersion:
 
     def test_a_run_of_this_version_has_none(self, tmp_path: Path) -> None:
         said: list[str] = []
-        for number, changes in enumerate(({}, {"warmup_ratio": 0.0}, {"warmup_steps": 2})):
+        each_warmup = ({}, {"warmup_ratio": 0.0}, {"warmup_steps": 2}, {"warmup_steps": 0})
+        for number, changes in enumerate(each_warmup):
             config = with_defaults_of_method(structured(**changes))
             folder = RunFolder(tmp_path / str(number))
             folder.path.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from sparsebert.nn import joined_linears
 from sparsebert.nn.fused_qkv import fuse_qkv_, unfuse_qkv_
-from sparsebert.nn.joined_linears import JOINED, JoinedLinears
-from sparsebert.nn.sparse_linear import SparseLinear
+from sparsebert.nn.joined_linears import JoinedLinears
+from sparsebert.nn.sparse_linear import JOINED, SparseLinear
 from sparsebert_kernels import ops
 from sparsebert_kernels.cuda import backend
 from tests.nn.replicas import replica
@@ -116,9 +117,19 @@ def test_a_copy_joins_its_own_panels(device: torch.device, joins: list[int]) -> 
 def test_an_attention_that_is_no_longer_fused_holds_no_join(device: torch.device) -> None:
     attention = Attention().to(device)
     fuse_qkv_(attention, NAMES)
-    assert JOINED in vars(attention)
+    assert JOINED in vars(attention.query)
     unfuse_qkv_(attention)
-    assert JOINED not in vars(attention)
+    assert JOINED not in vars(attention.query)
+
+
+def test_an_attention_that_leaves_its_device_holds_no_memory_of_it(device: torch.device) -> None:
+    """A conversion, which replaces all tensors of a layer as a move does."""
+    attention = Attention().to(device)
+    fuse_qkv_(attention, NAMES)
+    held = [weakref.ref(tensor) for tensor in (attention.query.values, attention.query.packed.columns)]
+    joined = weakref.ref(vars(attention.query)[JOINED])
+    attention.to(torch.float64)
+    assert [each() for each in (joined, *held)] == [None, None, None]
 
 
 def test_layers_without_a_common_form_do_not_join() -> None:

@@ -25,6 +25,9 @@ def row(name: str = "imp", column: str = "sst2", seed: int = 1, **changes: Any) 
     return {
         "schema": 1,
         "kind": "experiment",
+        "timestamp": "2026-01-01T00:00:00+00:00",
+        "options": {"method": name},
+        "sources": {},
         "experiment": "chen",
         "title": "Winning tickets",
         "small": False,
@@ -136,13 +139,21 @@ def test_numbers_may_be_relative_to_a_row_with_the_same_seed() -> None:
     assert without_dense.rows == (("IMP", "- [-1.00]"),)
 
 
+def test_the_gain_of_zeros_alone_is_named() -> None:
+    speed = SPEED | {"ratio": SPEED["ratio"] | {"fused": {"median": 1.0, "p20": 1.0, "p80": 1.0}}}
+    (_, before), (_, details) = experiment_tables([row(speed=SPEED)]), experiment_tables([row(speed=speed)])
+    assert dict(zip(details.columns, details.rows[0], strict=True))["vs fused"] == "1.00x"
+    assert len([note for note in details.notes if "gained by zeros" in note]) == 1
+    assert not any("gained by zeros" in note for note in before.notes)
+
+
 def test_speed_stands_in_the_details_and_its_failure_among_what_is_missing() -> None:
     _, details = experiment_tables([row(speed=SPEED)])
     shown = dict(zip(details.columns, details.rows[0], strict=True))
-    assert (shown["vs onednn"], shown["weights MB"]) == ("1.25x", "2.0")
+    assert (shown["vs oneDNN"], shown["weights MB"]) == ("1.25x", "2.0")
     assert any("batches of 8 with 5 to 40 tokens, 1 thread" in note for note in details.notes)
     _, details, missing = experiment_tables([row(speed={"failed": "wrong outputs"})])
-    assert "vs onednn" not in details.columns
+    assert "vs oneDNN" not in details.columns
     assert missing.rows == (("imp/sst2", "1 run", "no speed: wrong outputs"),)
 
 
@@ -155,6 +166,19 @@ def test_a_busy_measurement_is_marked() -> None:
 def test_perplexities_and_fractions_are_shown_as_they_are() -> None:
     assert experiment_tables([row(metric="perplexity", value=12.345)])[0].rows[0][1] == "12.35"
     assert experiment_tables([row(unit="fraction", value=0.5)])[0].rows[0][1] == "0.5000"
+
+
+def test_what_one_sweep_left_out_is_a_result_of_another() -> None:
+    later = "2026-01-02T00:00:00+00:00"
+    left_out = hole(reason="not asked for (--only)", timestamp=later)
+    for rows in ([row(value=0.8), left_out], [left_out, row(value=0.8)]):
+        overview, *others = experiment_tables(rows)
+        assert overview.rows == (("IMP", "80.00"),)
+        assert len(others) == 1  # nothing is missing
+    # A result with other options is not that of the later sweep.
+    overview, _, missing = experiment_tables([row(value=0.8, options={"method": "snip"}), left_out])
+    assert overview.rows == (("IMP", "-"),)
+    assert missing.rows == (("imp/sst2", "1 run", "not asked for (--only)"),)
 
 
 def test_the_latest_record_of_a_run_counts_and_presets_stay_apart() -> None:

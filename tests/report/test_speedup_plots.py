@@ -76,6 +76,22 @@ def test_the_legend_names_the_break_even_that_a_ring_marks(bench_record):
     ]
 
 
+@pytest.mark.parametrize("tolerance", ["fp32", "bf16"])
+def test_the_legend_covers_no_curve_and_not_the_line_of_1x(bench_record, tolerance):
+    rows = [
+        bench_record(sparsity, ratio=ratios(ratio, 2 * ratio), format=name, tolerance=tolerance)
+        for sparsity, ratio in ((0.2, 0.8), (0.4, 1.25), (0.9, 4))
+        for name in ("element", "vector", "compact", "bitmap", "csr")
+    ]
+    figure = speedup_figure(rows)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    legend = axes.get_legend().get_window_extent()
+    assert legend.y0 >= axes.bbox.y1
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y1 <= figure.texts[0].get_window_extent().y0  # below the title
+
+
 def test_a_forced_format_is_a_line_of_its_own(bench_record):
     rows = [bench_record(0.9), bench_record(0.9, format="bitmap")]
     assert [curve.name for curve in curves(rows)] == ["element", "element, format bitmap"]

@@ -257,7 +257,16 @@ class TestBestAnswers:
         starts, ends = self.logits(encoded)
         starts[0, 4], ends[0, 9], ends[0, 5] = 5, 5, 1
         assert best_answers(encoded, starts, ends)[0] == "the cat sat on the mat"
-        assert best_answers(encoded, starts, ends, max_answer_tokens=2)[0] == "the cat"
+        encoded.text_format = TextFormat(32, max_answer_length=2)
+        assert best_answers(encoded, starts, ends)[0] == "the cat"
+
+    def test_only_so_many_tokens_begin_and_end_an_answer(self, encoded: EncodedQuestions) -> None:
+        starts, ends = self.logits(encoded)
+        # The best start lies behind the best end: only the second best make a span.
+        starts[0, 8], starts[0, 4], ends[0, 5], ends[0, 4] = 5, 1, 5, 1
+        for number, answer in ((1, ""), (2, "the cat")):
+            encoded.text_format = TextFormat(32, n_best_size=number)
+            assert best_answers(encoded, starts, ends)[0] == answer
 
     def test_logits_that_are_not_finite_give_no_answer(self, encoded: EncodedQuestions) -> None:
         starts, ends = self.logits(encoded)

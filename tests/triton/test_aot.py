@@ -15,6 +15,7 @@ from sparsebert_kernels.cuda.aot.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = "tests.triton.matmul_cases"
+KERNELS = "sparsebert_kernels.cuda"
 INSTRUCTIONS = {
     "sm_80": "mma.sync m16n8k16",
     "sm_90": "wgmma m64n64k16",
@@ -145,6 +146,23 @@ def test_one_configuration_of_each_kernel_is_fast_on_sm_90():
         "masked dW reduction",
         "bitmap decompression",
     }
+
+
+def test_masked_products_of_uneven_shapes_spill_no_register_on_blackwell():
+    """There, the compiler leaves a thread the fewest registers."""
+    labels = (
+        "128x32x64 w8 s3 x fp32 weight fp32 ieee 1200x1200",
+        "64x32x64 w8 s3 x fp32 weight fp32 ieee 1200x1200",
+        "64x128x128 w8 s3 x bf16 weight fp32 half 1200x1200",
+        "64x128x64 w8 s3 x bf16 weight bf16 half 30522x768",
+        "32x64x64 w8 s3 x fp32 weight fp32 tf32 312x312",
+        "32x64x32 w4 s2 x fp32 weight fp32 ieee 312x312",
+    )
+    done = run("--target", "sm_100", "--check", "--match", f"^({'|'.join(labels)})$")
+    assert done.returncode == 0, done.stderr
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {each["label"] for each in compiled} == {*labels}
+    assert {each["family"] for each in compiled} == {"masked dX", "masked dW", "masked dW split"}
 
 
 @pytest.mark.slow

@@ -119,6 +119,7 @@ PROBLEMS += [replace(p, dtype=dtype) for p in PROBLEMS[:7] for dtype in (FP16, B
 PROBLEMS += [replace(p, dtype=BF16) for p in PROBLEMS[8:13]]
 PROBLEMS += [Problem(N=n, K=k, dtype=BF16, weight_dtype=FP32) for n, k in ((48, 112), (45, 112), (45, 100))]
 PROBLEMS += [Problem(dtype=FP16, weight_dtype=FP32)]
+PROBLEMS += [Problem(M=1100, N=32, K=k, dtype=BF16, weight_dtype=FP32) for k in (48, 40)]
 
 
 @pytest.fixture(params=["torch", "triton"])

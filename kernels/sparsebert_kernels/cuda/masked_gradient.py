@@ -152,12 +152,18 @@ def reduce_masked_weight_gradient(
     )  # fmt: skip
 
 
+# Cuts by precision of the products (see `masked.product_precision`).
 WEIGHT_GRADIENT = {
     "half": Cut(64, 128, 128, 8, 3),
-    # The epilogue holds more registers for float32 weights, and for rows that it stores value by value.
-    "half, wide epilogue": Cut(64, 128, 64, 8, 3),
     "tf32": Cut(32, 64, 64, 4, 3),
     "ieee": Cut(32, 64, 32, 4, 3),
+}
+# With the cuts above, programs would spill that read rows of x value by value, and those with a wide
+# epilogue, for float32 weights beside half-precision products or rows of dL/dy that are read value by value.
+FEWER_REGISTERS = {
+    "half": Cut(64, 128, 64, 8, 3),
+    "tf32": Cut(32, 64, 64, 8, 3),
+    "ieee": Cut(32, 64, 32, 4, 2),
 }
 # Shapes [N, K] to compile for: besides whole lines, TinyBERT's width, a vocabulary and a head of two classes.
 SHAPES = (*COMPILED_SHAPES, (312, 312), (1200, 312), (30522, 768), (2, 768))
@@ -166,10 +172,18 @@ REDUCTION_WARPS = 4
 LEAST_TOKENS_PER_SPLIT = 512
 
 
-def weight_gradient_cut(x: Tensor, weight: Tensor, precision: str) -> Cut:
-    """Return the cut for x [M, K], weight [N, K] and products of this ``masked.product_precision``."""
-    wide_epilogue = weight.dtype != x.dtype or weight.shape[1] % ALIGNED_ELEMENTS
-    return WEIGHT_GRADIENT["half, wide epilogue" if precision == "half" and wide_epilogue else precision]
+def weight_gradient_cut(x: Tensor, weight: Tensor, precision: str, *, split: bool) -> Cut:
+    """Return the cut of ``masked_weight_gradient``.
+
+    Args:
+        x: [M, K].
+        weight: [N, K].
+        precision: See ``masked.product_precision``.
+        split: Programs store partial sums.
+    """
+    uneven_n, uneven_k = (size % ALIGNED_ELEMENTS != 0 for size in weight.shape)
+    wide_epilogue = not split and (uneven_n or weight.dtype != x.dtype)
+    return (FEWER_REGISTERS if uneven_k or wide_epilogue else WEIGHT_GRADIENT)[precision]
 
 
 def weight_gradients(
@@ -202,9 +216,11 @@ def weight_gradients(
     gradient, x, weight, words = aligned(gradient), rows(x), rows(weight), aligned(words)
     dweight = weight.new_empty((N, K) if needs_weight else 0)
     dscores = weight.new_empty((N, K) if scores_dtype else 0, dtype=scores_dtype or weight.dtype)
-    cut = weight_gradient_cut(x, weight, product_precision(x))
+    cut = weight_gradient_cut(x, weight, product_precision(x), split=True)
     tiles = triton.cdiv(N, cut.BLOCK_N) * triton.cdiv(K, cut.BLOCK_K)
     splits = max(1, min(multiprocessors(x.device) // tiles, M // LEAST_TOKENS_PER_SPLIT))
+    if splits == 1:
+        cut = weight_gradient_cut(x, weight, product_precision(x), split=False)
     partial = x.new_empty((splits, N, K) if splits > 1 else (0, N, K), dtype=torch.float32)
     epilogue = {
         "NEEDS_WEIGHT": needs_weight,
@@ -269,9 +285,9 @@ def compile_cases() -> Iterator[CompileCase]:
             example(weight_dtype, N, K),
         )
         words, dscores = example(torch.int32, N, triton.cdiv(K, 32)), example(torch.float32, N, K)
-        cut = weight_gradient_cut(x, weight, kind)
-        product = cut.BLOCK_N, cut.BLOCK_K, cut.BLOCK_M
         for splits in (0, 2):
+            cut = weight_gradient_cut(x, weight, kind, split=splits > 0)
+            product = cut.BLOCK_N, cut.BLOCK_K, cut.BLOCK_M
             partial = example(torch.float32, splits, N, K)
             tensors = gradient, x, weight, words, weight, dscores, partial
             launch = functools.partial(_launch, *tensors, epilogue, cut, precision)

@@ -14,6 +14,7 @@ from sparsebert.report.format import Record, counted, machine_text, record_error
 from sparsebert.report.page.content import LIMIT_TEXT, Content, fitting
 from sparsebert.report.page.files import Files, Link, links
 from sparsebert.report.picture import Picture
+from sparsebert.report.plain_text import markdown_text, printable
 from sparsebert.report.plots import require_matplotlib
 from sparsebert.report.sections import Section
 from sparsebert.report.table import Table
@@ -34,6 +35,11 @@ class Report:
     records: Sequence[Record]
     sections: Sequence[Section]
     sources: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Escape control characters."""
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "sources", tuple(map(printable, self.sources)))
 
     @property
     def tables(self) -> list[Table]:
@@ -67,16 +73,16 @@ class Report:
             for row in self.records:
                 groups.setdefault(_origin(row), []).append(row)
             return [
-                f"{origin}{_revisions(rows)}: {counted(len(rows), 'record')}, {_days(rows)}"
+                f"{printable(origin)}{_revisions(rows)}: {counted(len(rows), 'record')}, {_days(rows)}"
                 for origin, rows in groups.items()
             ]
 
     def markdown(self) -> str:
         """Return the page in Markdown, without pictures; raises like ``origins``."""
-        origins = "\n".join(f"- {origin}" for origin in self.origins)
-        head = f"# {self.title}\n\nRecords of {self.dates} (UTC):\n\n{origins}"
+        origins = "\n".join(f"- {markdown_text(origin)}" for origin in self.origins)
+        head = f"# {markdown_text(self.title)}\n\nRecords of {self.dates} (UTC):\n\n{origins}"
         if self.sources:
-            head += f"\n\nSources: {', '.join(self.sources)}"
+            head += f"\n\nSources: {', '.join(map(markdown_text, self.sources))}"
         return "\n\n".join([head, *(table.markdown() for table in self.tables)]) + "\n"
 
     def _repr_html_(self) -> str:

@@ -40,7 +40,7 @@ def test_a_long_name_in_any_script_fits_a_file_system(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+A(B1)", "\t=1"])
 def test_a_name_is_never_a_formula(cell: str) -> None:
-    assert list(csv.reader(io.StringIO(table("T", cell).csv())))[1] == [f"'{cell}"]
+    assert list(csv.reader(io.StringIO(table("T", cell).csv())))[1] == [f"'{cell}".replace("\t", " ")]
 
 
 @pytest.mark.parametrize("cell", ["-", "-0.31", "+1.2 points", "-3.1 ± 0.2", "-0.3 (0.1)", "a=b", "bert@2"])

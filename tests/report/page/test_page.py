@@ -164,7 +164,7 @@ def test_a_very_wide_table_is_read_from_top_to_bottom() -> None:
 def test_sources_are_named_once_the_title_cannot(sweep: list[Any]) -> None:
     made = replace(page(*sweep), sources=["a.jsonl", "<b>.jsonl"])
     assert "Sources: a.jsonl, &lt;b&gt;.jsonl" in made.html()
-    assert "Sources: a.jsonl, <b>.jsonl" in made.markdown()
+    assert "Sources: a.jsonl, \\<b>.jsonl" in made.markdown()
 
 
 def test_markdown_holds_the_same_tables(sweep: list[Any]) -> None:

@@ -132,7 +132,8 @@ def _compile(case: CompileCase, target: Target) -> Any:
 
 
 def _read_nvidia(case: CompileCase, target: Target, binary: Any) -> dict[str, Any]:
-    sass = _disassemble("nvdisasm", "-c", binary=binary.asm["cubin"])
+    # Without data-flow analysis, which looks for the targets of computed branches: kernels have none.
+    sass = _disassemble("nvdisasm", "-c", "-ndf", binary=binary.asm["cubin"])
     usage = _disassemble("cuobjdump", "-res-usage", binary=binary.asm["cubin"])
     registers = re.search(r"REG:(\d+)", usage)
     return {
