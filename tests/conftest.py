@@ -34,9 +34,6 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile("fixed")
 
 
-_FROZEN = pytest.StashKey[bool]()
-
-
 @pytest.fixture(autouse=True)
 def _same_start_for_every_test() -> Iterator[None]:
     torch.manual_seed(0)
@@ -47,18 +44,24 @@ def _same_start_for_every_test() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection(request: pytest.FixtureRequest) -> None:
-    """Freeze the objects of imported libraries.
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Leave files to the cache of the operating system, which outlives a killed process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
-    transformers' trainer collects garbage after every training, which takes a second once a million objects
-    of libraries are searched.
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_garbage_collection() -> None:
+    """Freeze the objects that outlive a module: those of libraries, and what ``torch.compile`` keeps.
+
+    transformers' trainer collects garbage at every training, which takes half a second once a million objects
+    are searched.
     """
-    # gc.get_freeze_count() would tell too, but counts a million objects to do so.
-    if "transformers.trainer" in sys.modules and not request.config.stash.get(_FROZEN, False):
+    if "transformers.trainer" in sys.modules:
         gc.collect()
         gc.freeze()
-        request.config.stash[_FROZEN] = True
 
 
 def pytest_sessionfinish() -> None:

@@ -15,9 +15,15 @@ from sparsebert.one_shot.layer_problem import LAYER_METHODS
 from sparsebert.one_shot.prune_model import MODEL_METHODS
 from sparsebert.one_shot.prune_units import UNIT_METHODS
 from sparsebert.tickets.ticket import Ticket
+from tests import brief_timings
 from tests.cli.tiny import WORDS, refused, save
 
 transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(autouse=True)
+def _brief_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    brief_timings.shorten(monkeypatch)
 
 
 @pytest.fixture

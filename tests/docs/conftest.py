@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 from itertools import permutations
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import decoders, rapl
+from tests import brief_timings, decoders, rapl
 
 SENTENCES = ("zeros cost nothing now .", "a ticket is one small file .")
 LABEL_WORDS = ("terrible", "great", "it", "was")
@@ -25,17 +24,22 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     decoders.saved(folder / "gpt2", decoders.gpt2())
     _write_movement_checkpoint(folder / "movement-checkpoint", folder / "my-model")
     _write_data(folder)
-    if importlib.util.find_spec("accelerate"):
-        import transformers.trainer  # noqa: F401
-    # As in tests/conftest.py, where this module would be too early: nothing has imported the trainer then.
-    gc.collect()
-    gc.freeze()
     return folder
+
+
+@pytest.fixture(scope="session")
+def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the commands of the pages have written so far, for the pages that read it."""
+    return tmp_path_factory.mktemp("products")
 
 
 @pytest.fixture
 def workspace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder of the test's own, with the materials in it, on a machine that counts its energy."""
+    brief_timings.shorten(monkeypatch)
+    # As in tests/conftest.py, for each page: the samples import much, and compile models.
+    gc.collect()
+    gc.freeze()
     rapl.write_domain(tmp_path / "powercap", "0", "package-0")
     rapl.read_from(tmp_path / "powercap", monkeypatch)
     for each in materials.iterdir():

@@ -1,5 +1,6 @@
 """Every sample of the documents runs as printed, but for the model, and fewer steps, rounds and seeds.
 
+A command that several pages print, or whose files several pages read, runs once: the others find its files.
 Commands of an experiment run the small preset of the page's sample of one.
 """
 
@@ -8,7 +9,8 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -75,11 +77,13 @@ def _restored_registries() -> Iterator[None]:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python") or commands(page)], ids=name
 )
-def test_the_samples_run(page: Path, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_samples_run(
+    page: Path, workspace: Path, products: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("sklearn")
     if sample := "\n".join(blocks(page, "python")):
-        _make_missing(re.findall(r'"([\w./-]+)"', sample), capsys)
+        _make_missing(re.findall(r'"([\w./-]+)"', sample), products, capsys)
         file = workspace / "sample.py"  # a file, which Triton reads its kernels from
         file.write_text(sample.replace(f'"{MODEL}"', '"my-model"'))
         runpy.run_path(str(file), run_name="sample")
@@ -88,7 +92,7 @@ def test_the_samples_run(page: Path, workspace: Path, capsys: pytest.CaptureFixt
             re.sub(r"model: [\w./-]+", "model: my-model", experiment.replace("steps: 60", "steps: 2"))
         )
     for command in commands(page):
-        _run(command, capsys)
+        _run(command, products, capsys)
 
 
 def test_the_readme_samples_leave_sparse_layers(workspace: Path) -> None:
@@ -113,15 +117,19 @@ def test_the_other_shell_lines_are_make_targets_or_pip(page: Path) -> None:
         assert first != "make" or not rest or rest[0] in targets, line
 
 
-def _run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def _run(command: str, products: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word.replace(MODEL, "my-model") for word in shlex.split(command)[1:]]
     words = [SMALLER.get(word, word) for word in words]
     if any("completion" in word for word in words):  # installs into the user's shell
         assert main(["--help"]) == 0
         assert words[0] in capsys.readouterr().out
         return
+    kept = products / str(list(COMMANDS).index(command))
+    if kept.exists():
+        shutil.copytree(kept, ".", dirs_exist_ok=True)
+        return
     if words and "--help" not in words and "help" not in words:
-        _make_missing(_inputs(command), capsys)
+        _make_missing(_inputs(command), products, capsys)
         if words[0] != "convert" and {"--task", "--tasks"} & set(words):
             words += DATA
         words += MORE.get(words[0], [])
@@ -134,15 +142,26 @@ def _run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(words)
     output = capsys.readouterr()
     assert code == 0, (command, output.out, output.err)
+    _keep(filter(Path.exists, map(Path, _products(command).values())), kept)
 
 
-def _make_missing(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def _keep(paths: Iterable[Path], folder: Path) -> None:
+    """Copy files and folders of the current folder into another."""
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, folder / path)
+        else:
+            shutil.copy2(path, folder / path)
+
+
+def _make_missing(paths: list[str], products: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run the commands of the documents that make files which do not exist yet."""
     for path in paths:
         for option in PRODUCTS:
             for command in COMMANDS:
                 if not Path(path).exists() and path == _products(command).get(option):
-                    _run(command, capsys)
+                    _run(command, products, capsys)
 
 
 def _inputs(command: str) -> list[str]:

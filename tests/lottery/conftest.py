@@ -1,8 +1,7 @@
-"""The tests of the lottery train tiny models: one thread, and no waiting for the disk."""
+"""The tests of the lottery train tiny models, on one thread."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,9 +15,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave files to the cache of the operating system, which outlives a killed process."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
