@@ -158,11 +158,11 @@ lottery: $(VENV)/.native $(VENV)/.demo  ## find, train and compact tickets on re
 	$(PY) -m sparsebert.report.render_docs --write
 
 # A run that fails is a hole in its table, with the reason; the command then ends with code 1.
-experiments: $(VENV)/.native $(VENV)/.demo  ## run the small presets of the papers' tables with MiniLM (data in SPARSEBERT_DATA); goes on where it stopped
+experiments: $(VENV)/.native $(VENV)/.demo  ## run and time the small presets of the papers' tables with MiniLM (data in SPARSEBERT_DATA); goes on where it stopped
 	@[ -n "$$SPARSEBERT_DATA" ] || { echo "no task data: SPARSEBERT_DATA names their folder"; exit 2; }
 	model=$$($(PY) -c "from sparsebert.demo.real_model import weights_folder; print(weights_folder())") && \
 	for file in benchmarks/experiments/*.yaml; do \
-	    $(VENV)/bin/sparsebert sweep $$file --small --data "$$SPARSEBERT_DATA" $(ARGS) \
+	    $(VENV)/bin/sparsebert sweep $$file --small --speed --budget 3 --data "$$SPARSEBERT_DATA" $(ARGS) \
 	        --model-folder sentence-transformers/all-MiniLM-L6-v2="$$model" \
 	        --out build/experiments/$$(basename $$file .yaml) || [ $$? = 1 ] || exit 1; done
 	cat build/experiments/*/experiment.jsonl > build/experiments.jsonl
