@@ -17,6 +17,7 @@ class ImportGraph:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.imports = cache(self._imports)
+        self._file = cache(self._find)
 
     def distances(self, test: str) -> dict[str, int]:
         """Return the number of imports between a test file and every file that it reaches."""
@@ -31,15 +32,15 @@ class ImportGraph:
         return reached
 
     def _imports(self, file: str) -> frozenset[str]:
-        tree = ast.parse((self._root / file).read_text(encoding="utf-8"))
+        tree, package = ast.parse((self._root / file).read_text(encoding="utf-8")), _package(file)
         return frozenset(
             found
             for node in ast.walk(tree)
-            for name in _names(node, _package(file))
+            for name in _names(node, package)
             if (found := self._file(name)) is not None
         )
 
-    def _file(self, module: str) -> str | None:
+    def _find(self, module: str) -> str | None:
         """Return the file of the longest leading part of a dotted name that is a module here."""
         while module:
             for base in ROOTS:

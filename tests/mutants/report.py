@@ -78,15 +78,15 @@ def _reasons(
     ids = {mutant.id for mutants in groups.values() for mutant in mutants}
     surviving = tuple(
         (
-            f"`{result.id}`",
-            f"`{result.location}`",
+            result.id,
+            result.location,
             result.fault,
             survivors.get(result.id, "a test is missing"),
         )
         for result in results
         if result.verdict is Verdict.SURVIVED
     )
-    same = tuple((f"`{id}`", reason) for id, reason in equivalent.items() if id in ids)
+    same = tuple((id, reason) for id, reason in equivalent.items() if id in ids)
     tables = (
         Table("Survivors", ("mutant", "place", "fault", "why no test finds it"), surviving, prose=True),
         Table("Equivalent", ("mutant", "why nobody can observe it"), same, prose=True),

@@ -323,8 +323,8 @@ class TestReport:
             in text
         )
         assert "| all | 4 | 1 | 1 | 1 | 0 | 1 | 1 | 1 |" in text
-        assert "| `c` | `total.py:2` | wrong sum | needs a GPU |" in text
-        assert "| `e` | adds zero |" in text
+        assert "| c | total.py:2 | wrong sum | needs a GPU |" in text
+        assert "| e | adds zero |" in text
 
     def test_a_document_without_a_section_is_refused(self, tmp_path: Path) -> None:
         document = tmp_path / "README.md"
