@@ -116,6 +116,7 @@ def sweep(
         for cell in selected:
             typer.echo(f"sparsebert train {shlex.join(lines.of(cell))}")
         return
+    _require_one_process()
     seconds = (_BUDGET if budget is None else budget) if speed else None
     records = _run(grid, lines, selected, seconds, rerun_changed, keep_models)
     from sparsebert import results
@@ -128,6 +129,17 @@ def sweep(
         results.append(json, records)
     typer.echo(f"runs, records and tables: {out}")
     _require_results(records, selected)
+
+
+def _require_one_process() -> None:
+    """Raise ValueError under ``torchrun``: all its processes would sweep the same folder."""
+    from sparsebert.training.distributed import processes
+
+    if processes() > 1:
+        raise ValueError(
+            f"a sweep is one process, got {processes()} of a launcher: start it without, or start the command "
+            "of a run, which --dry-run prints, under torchrun"
+        )
 
 
 class _Lines:

@@ -16,9 +16,14 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+def processes() -> int:
+    """Return the number of processes that the launcher has started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join() -> None:
     """Join the process group if a launcher has started several processes. The Trainer uses the same group."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if processes() == 1 or dist.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

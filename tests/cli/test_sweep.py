@@ -293,6 +293,15 @@ def test_the_small_preset_has_no_difference_and_says_that_its_model_is_another(
     assert "another model than the paper's" in capsys.readouterr().out
 
 
+def test_several_processes_of_a_launcher_are_refused(
+    sweep: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sweep() == 2
+    assert "a sweep is one process, got 2 of a launcher" in capsys.readouterr().err
+    assert sweep("--dry-run") == 0
+
+
 def test_speed_is_measured_once_and_stands_beside_accuracy(
     sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
