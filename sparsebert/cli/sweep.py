@@ -137,8 +137,8 @@ def _require_one_process() -> None:
 
     if processes() > 1:
         raise ValueError(
-            f"a sweep is one process, got {processes()} of a launcher: start it without, or start the command "
-            "of a run, which --dry-run prints, under torchrun"
+            f"a sweep is one process, got {processes()} of a launcher: start it without one; "
+            "a single run may have several, by the command that --dry-run prints"
         )
 
 
