@@ -78,10 +78,10 @@ class Ceilings:
 
 @torch.inference_mode()
 def measure_ceilings(threads: int, budget: float = 1.0, caches: Path = CACHES) -> Ceilings:
-    """Measure the ceilings of this CPU with the present number of torch's threads.
+    """Measure the ceilings of this CPU.
 
     Args:
-        threads: That number.
+        threads: The number of threads that torch uses.
         budget: Seconds for the products, and again for the bandwidths.
         caches: Folder in which Linux describes the caches.
     """
@@ -101,8 +101,8 @@ def measure_ceilings(threads: int, budget: float = 1.0, caches: Path = CACHES) -
     streams = _streams(nbytes, cache)
     on_streams = alternate(
         {
-            name: on_wall(work) if name != "cache_read" else repeated(on_wall(work), CALLS)
-            for name, work in streams
+            name: on_wall(call) if name != "cache_read" else repeated(on_wall(call), CALLS)
+            for name, call in streams
         },
         budget=budget,
         min_rounds=5,
@@ -180,7 +180,7 @@ def _onednn_int8(weight: Tensor, x: Tensor) -> Iterator[tuple[str, Callable[[], 
     try:
         run = functools.partial(torch._int_mm, left, right)
         run()
-    except (AttributeError, RuntimeError, NotImplementedError):
+    except (AttributeError, RuntimeError):  # not public, and not for every CPU
         return
     yield "oneDNN int8", run
 
@@ -198,7 +198,7 @@ def _fastest(products: Mapping[str, _Product], timings: Timings) -> dict[str, st
 
 
 def _streams(nbytes: int, cache: int | None) -> list[tuple[str, Callable[[], object]]]:
-    """Return the works that read and copy an array of ``nbytes``, and read one in the cache."""
+    """Return the calls that read and copy an array of ``nbytes``, and read one in the cache."""
     array = torch.ones(nbytes // 4)
     copied = torch.zeros_like(array)
     streams: list[tuple[str, Callable[[], object]]] = [

@@ -130,7 +130,7 @@ class Roofline:
         if any(point.attainable is None for point in self.points()):
             notes.append(f"{MISSING}: no ceiling was measured for this precision.")
         if any(point.share is not None and round(100 * point.share) > 100 for point in self.points()):
-            notes.append("Over 100%: the clock was faster than while the ceilings were measured.")
+            notes.append("Over 100%: faster than the products that set the ceiling, as clocks vary.")
         if self.busy:
             notes.append(BUSY_NOTE)
         return notes

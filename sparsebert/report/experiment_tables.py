@@ -261,7 +261,7 @@ def _detail_notes(group: Sequence[Record]) -> list[str]:
             "the outputs agreed first."
         )
         if any("fused" in each["ratio"] for each in measured):
-            notes.append("vs fused: the dense model in the same native call; what is gained by zeros alone.")
+            notes.append("vs fused: the gain of zeros alone, over the dense model in the same native call.")
     if any(each["busy"] for each in measured):
         notes.append("Figures marked ? were measured while the machine was busy; do not quote them.")
     return notes

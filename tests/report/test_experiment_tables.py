@@ -143,8 +143,8 @@ def test_the_gain_of_zeros_alone_is_named() -> None:
     speed = SPEED | {"ratio": SPEED["ratio"] | {"fused": {"median": 1.0, "p20": 1.0, "p80": 1.0}}}
     (_, before), (_, details) = experiment_tables([row(speed=SPEED)]), experiment_tables([row(speed=speed)])
     assert dict(zip(details.columns, details.rows[0], strict=True))["vs fused"] == "1.00x"
-    assert len([note for note in details.notes if "gained by zeros" in note]) == 1
-    assert not any("gained by zeros" in note for note in before.notes)
+    assert len([note for note in details.notes if "gain of zeros" in note]) == 1
+    assert not any("gain of zeros" in note for note in before.notes)
 
 
 def test_speed_stands_in_the_details_and_its_failure_among_what_is_missing() -> None:
