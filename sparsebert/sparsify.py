@@ -127,6 +127,7 @@ def sparsify_(
         compact=compact,
         trainable=trainable,
         format=format if isinstance(format, str) else "",
+        tolerance=tolerance,
     )
     requested = "auto" if isinstance(format, Plan) else format
     timed = measure and format == "auto"

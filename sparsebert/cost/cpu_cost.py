@@ -27,12 +27,15 @@ from sparsebert.cost.work import Cost, WorkEstimate, estimate_row_panel_work, es
 from sparsebert.json_object import load_json
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
+from sparsebert_kernels.cpu.row_panels import step_costs
 from sparsebert_kernels.formats import RowPanelSparse, VectorInt8, row_panel
 from sparsebert_kernels.timing import Least, least
 
 # Costs are measured for powers of two of tokens only: a partial tile costs as much as a full one.
 MAX_CALIBRATED_TOKENS = 512
 SECONDS_A_PROBLEM = 0.012
+# Rows of the row panels that calibration times.
+TIMED_HEIGHT = 32
 # Seconds after an attempt to measure costs on a busy machine until the next one.
 RETRY_SECONDS = 60.0
 
@@ -233,13 +236,15 @@ def _int8_kinds() -> tuple[str, ...]:
     return tuple(format_label(VectorInt8.name, (height, 1)) for height in VECTOR_ROWS)
 
 
-def row_panel_kinds(precision: str) -> tuple[str, ...]:
-    """Return the kinds of work over row panels (``WorkEstimate.cost_kind``) that the library runs here."""
+def row_panel_kinds(precision: str) -> dict[str, int]:
+    """Return the kinds of work over row panels that the library runs here, each with its number of rows."""
     stored = DTYPES[precision]
     if not native.supports(RowPanelSparse.name, stored, torch.empty(1, 1)):
-        return ()
+        return {}
     line = row_panel.LINE_COLUMNS[stored]
-    return tuple(format_label(RowPanelSparse.name, (rows, line), precision) for rows in row_panel.PANEL_ROWS)
+    return {
+        format_label(RowPanelSparse.name, (rows, line), precision): rows for rows in row_panel.PANEL_ROWS
+    }
 
 
 def cache_file(fingerprint: tuple[str, ...] | None = None) -> Path:
@@ -352,7 +357,10 @@ def calibrate(dtype: torch.dtype, tokens: int, precision: str = "") -> tuple[dic
     """
     generator = torch.Generator().manual_seed(0)
     costs: dict[str, Cost] = {}
+    panels = row_panel_kinds(precision) if precision else {}
     for kind in runnable(dtype, precision):  # dense first
+        if kind in panels and panels[kind] != TIMED_HEIGHT:
+            continue
         # A live rectangle is multiplied like a dense matrix; only selecting its rows and columns is extra.
         dense = costs.get(f"dense {precision}".rstrip())
         per_stored = dense.per_stored if dense and kind.startswith("compact") else None
@@ -363,7 +371,23 @@ def calibrate(dtype: torch.dtype, tokens: int, precision: str = "") -> tuple[dic
             features.append([1.0, tokens * work.stored, tokens * work.lines])
             seconds.append(timing.seconds)
         costs[kind] = _fit(features, seconds, per_stored)
-    return costs, False
+    return costs | _of_other_heights(costs, panels), False
+
+
+def _of_other_heights(costs: dict[str, Cost], panels: dict[str, int]) -> dict[str, Cost]:
+    """Return the costs of all row panels, from those of ``TIMED_HEIGHT`` rows.
+
+    The heights differ by less than timings of whole layers do, where row-major activations change their
+    layout.
+    """
+    if not panels:
+        return {}
+    factors = step_costs()
+    timed = costs[next(kind for kind, height in panels.items() if height == TIMED_HEIGHT)]
+    per_stored = timed.per_stored / factors[TIMED_HEIGHT]
+    return {
+        kind: replace(timed, per_stored=per_stored * factors[height]) for kind, height in panels.items()
+    }
 
 
 @torch.no_grad()

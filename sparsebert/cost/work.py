@@ -16,12 +16,10 @@ from sparsebert.cost.mask_statistics import (
     RowPanelStatistics,
 )
 from sparsebert.cost.precision import DTYPES
+from sparsebert_kernels.cpu.row_panels import step_costs
 from sparsebert_kernels.formats import column_panel, element, row_panel, vector, vector_int8
 from sparsebert_kernels.formats.base import TILE_COLUMNS
 from sparsebert_kernels.formats.row_panel import LINE_COLUMNS
-
-# Work of row panels of single columns, which fill the lines of activations in halves, relative to pairs.
-SINGLE_COLUMNS = 1.15
 
 
 @dataclass(frozen=True)
@@ -194,11 +192,12 @@ def estimate_row_panel_work(
         precision: The precision to compute in, if it is below the layer's dtype.
     """
     step = row_panel.STEP_COLUMNS[panels.dtype]
+    single_columns = step_costs()["single"]
 
     def order(block: tuple[int, int]) -> tuple[float, int]:
         # Of the groups with the least work, the widest: its index is the smallest.
         single = block[1] < LINE_COLUMNS[panels.dtype]
-        return panels.steps[block] * (SINGLE_COLUMNS if single else 1.0), -block[1]
+        return panels.steps[block] * (single_columns if single else 1.0), -block[1]
 
     for height in row_panel.PANEL_ROWS:
         block = min((block for block in panels.steps if block[0] == height), key=order)

@@ -19,6 +19,8 @@ from sparsebert.nn.sparse_linear import SparseLinear
 
 # Values of each weight that are compared in every call: about 2 % of the time of 16 tokens through MiniLM-L6.
 SAMPLED = 61
+# Tensors with at most so many values are compared as a whole, as every bias is.
+COMPARED_WHOLE = 16_384
 # Entries of the attributes of a module, and a tensor's count of in-place changes.
 _TRAINING, _HOOKS, _PRE_HOOKS = map(operator.itemgetter, ("training", "_forward_hooks", "_forward_pre_hooks"))
 _COUNT = operator.attrgetter("_version")
@@ -120,8 +122,11 @@ class _Entries:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Return a view of values spread over a weight, or of all values of a bias."""
-    if tensor.dim() == 1:
+    """Return a view of values spread over a weight, or of all values of a bias.
+
+    The kept weights of a layer have one dimension too, so the size decides.
+    """
+    if tensor.dim() == 1 and tensor.numel() <= COMPARED_WHOLE:
         return tensor
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     step = span // SAMPLED | 1  # odd: meets more columns than a power of two

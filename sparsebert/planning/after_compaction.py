@@ -53,6 +53,7 @@ def compacted_targets(
     compact: bool | None = None,
     trainable: bool = False,
     format: str = "auto",
+    tolerance: str = "fp32",
     target: gpu_roofline.Device | None = None,
 ) -> CompactedTargets:
     """Return the layers that ``select_target_layers`` selects, after compaction.
@@ -68,7 +69,8 @@ def compacted_targets(
         compact: True demands compaction and False forbids it. None compacts if the model allows it, there is
             no ``filter``, the layers are not ``trainable``, and they are not predicted to be slower for it.
         trainable: Whether the kept weights will be trained; layers without pruned weights then stay dense.
-        format: "auto" if a format is chosen for each layer, as on a GPU the prediction requires.
+        format: "auto" if a format is chosen for each layer, as the prediction requires.
+        tolerance: The lowest precision in which layers may compute.
         target: Figures of a GPU to plan for, instead of the layers' device.
 
     Raises:
@@ -96,7 +98,8 @@ def compacted_targets(
     if not matrices:
         return CompactedTargets(targets, None)
     layers = [_compacted(layer, matrices[layer.key]) if layer.key in matrices else layer for layer in targets]
-    if compact is None and format == "auto" and (reason := _why_slower(targets, layers, target, tokens)):
+    slower = compact is None and format == "auto"
+    if slower and (reason := _why_slower(targets, layers, target, tokens, tolerance)):
         return CompactedTargets(targets, None, f"not compacted: {reason}")
     if trainable:
         layers = [layer for layer in layers if not layer.mask.all()]
@@ -116,28 +119,33 @@ def _why_slower(
     compacted: Sequence[TargetLayer],
     target: gpu_roofline.Device | None,
     tokens: int,
+    tolerance: str,
 ) -> str | None:
-    """Return why layers on a GPU are predicted to be slower after compaction; None if they are not.
+    """Return why layers are predicted to be slower after compaction; None if they are not.
 
-    On a GPU, blocks save time as long as they begin where panels do. Where columns are pruned in narrower
-    groups than the rows of a block, compaction moves its rows to other panels.
+    Blocks save time as long as they begin where panels do. Where columns are pruned in narrower groups than
+    the rows of a block, compaction moves its rows to other panels.
     """
-    if target is None and not any(layer.linear.weight.is_cuda for layer in targets):
-        return None
     changed = [pair for pair in zip(targets, compacted, strict=True) if pair[0] is not pair[1]]
-    before = sum(_seconds(layer, target, tokens) for layer, _ in changed)
-    after = sum(_seconds(layer, target, tokens) for _, layer in changed)
+    before = sum(_seconds(layer, target, tokens, tolerance) for layer, _ in changed)
+    after = sum(_seconds(layer, target, tokens, tolerance) for _, layer in changed)
     if after <= before:
         return None
     return f"predicted {after * 1e6:.0f} us instead of {before * 1e6:.0f}, as the blocks would be cut up"
 
 
-def _seconds(layer: TargetLayer, target: gpu_roofline.Device | None, tokens: int) -> float:
-    """Predict the seconds of a layer in its fastest format."""
+def _seconds(layer: TargetLayer, target: gpu_roofline.Device | None, tokens: int, tolerance: str) -> float:
+    """Predict the seconds of a layer in its fastest format.
+
+    Built-in costs decide on a CPU: the shapes of a model are not to depend on what else the machine does.
+    """
     weight = layer.linear.weight
     if not weight.numel():
         return 0.0
-    choice = format_candidates(layer.mask, weight.dtype, target or weight.device, tokens)
+    device = target or weight.device
+    choice = format_candidates(
+        layer.mask, weight.dtype, device, tokens, measure=False, tolerance=tolerance
+    )
     return choice.predicted(choice.candidates[0]) or 0.0
 
 

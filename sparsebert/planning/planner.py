@@ -114,6 +114,7 @@ def plan(
         compact=compact,
         trainable=trainable,
         format=format,
+        tolerance=tolerance,
         target=target,
     )
     planned = plan_layers(

@@ -7,7 +7,7 @@ down to single columns of 16 rows and up to the whole matrix, which is then dens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,11 +20,16 @@ from .encoder_parts import HeadGroup
 
 # Time of a k-step of h rows, divided by the rows, relative to that of 32 rows, and the factor for groups of
 # one column; wider groups take as long as those of two. By unit, at 128 tokens: dot products as measured on
-# a Zen 4, tiles as measured with a prototype of the kernels on an Intel Xeon (Granite Rapids).
-STEP_COST = {
+# a Zen 4, tiles as measured on an Intel Xeon with AMX (Emerald Rapids).
+STEP_COST: Mapping[str, Mapping[int | str, float]] = {
     "dot": {16: 1.0, 32: 1.0, 64: 1.0, "single": 1.03},
-    "tile": {16: 1.35, 32: 1.0, 64: 0.92, "single": 1.15},
+    "tile": {16: 1.25, 32: 1.0, 64: 0.90, "single": 1.25},
 }
+
+
+def step_costs() -> Mapping[int | str, float]:
+    """Return the ``STEP_COST`` of the instruction set in use."""
+    return STEP_COST["tile" if native.instruction_set().startswith("amx") else "dot"]
 
 
 def cheapest_block(mask: Tensor, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
@@ -34,7 +39,7 @@ def cheapest_block(mask: Tensor, dtype: torch.dtype = torch.bfloat16) -> tuple[i
         mask: Bool [out, in], True = keep.
         dtype: Of the stored weights: bfloat16 or int8.
     """
-    costs = STEP_COST["tile" if native.instruction_set().startswith("amx") else "dot"]
+    costs = step_costs()
     out_features, in_features = mask.shape
     step = STEP_COLUMNS[dtype]
     padding = (0, -in_features % step, 0, -out_features % PANEL_ROWS[-1])

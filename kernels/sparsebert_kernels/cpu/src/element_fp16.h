@@ -48,6 +48,7 @@ SB_INLINE void sum_rows_of_halves(const uint32_t* values, const uint8_t* columns
 #pragma GCC unroll 8
   for (int row = 0; row < ROWS; row++)
     sums[row] = FIRST ? Halves<WIDTH>::zero() : Halves<WIDTH>::load(out + rows[row] * WIDTH);
+  prefetch_weights(values, columns, ROWS * length);
   int64_t done = 0;
   for (; done + 8 <= length; done += 8)
     chunk_of_halves<WIDTH, ROWS, 8>(sums, values + done, columns + done, length, token_panel);

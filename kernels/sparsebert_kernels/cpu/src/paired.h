@@ -50,8 +50,14 @@ SB_INLINE void store_line(void* p, Line v) { *static_cast<Line*>(p) = v; }
 SB_INLINE void store_loose_line(void* p, Line v) { *static_cast<LooseLine*>(p) = v; }
 
 SB_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+// b where one of both is NaN.
+#if defined(__AVX512F__)
+SB_INLINE Floats smaller(Floats a, Floats b) { return _mm512_maskz_min_ps(static_cast<__mmask16>(-1), a, b); }
+SB_INLINE Floats larger(Floats a, Floats b) { return _mm512_maskz_max_ps(static_cast<__mmask16>(-1), a, b); }
+#else
 SB_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 SB_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+#endif
 
 // a * b + c with one rounding: the product is exact in double; its sum with c is rounded to odd, so that the second
 // rounding, to float, is as if it were the only one.
@@ -144,9 +150,14 @@ SB_INLINE Line round_floats(const float* p) {
 
 // GELU as x Phi(x), with Phi - 1/2 an odd polynomial on [-4, 4] that ends in exactly -1/2 and 1/2. At most 2.2e-4
 // from either form of GELU, which is below a bf16 step of all but the smallest results; no division.
-template <int ACTIVATION>
-SB_INLINE Floats activate_paired(Floats x) {
-  if constexpr (ACTIVATION == SB_RELU) return x < 0.0f ? Floats{} : x;  // keeps NaN
+//
+// All rows take each step together: one row alone is a chain of ten operations that wait for one another.
+template <int ACTIVATION, int ROWS>
+SB_INLINE void activate_paired(Floats (&x)[ROWS]) {
+  if constexpr (ACTIVATION == SB_RELU) {
+#pragma GCC unroll 8
+    for (Floats& row : x) row = row < 0.0f ? Floats{} : row;  // keeps NaN
+  }
   if constexpr (ACTIVATION == SB_GELU || ACTIVATION == SB_GELU_TANH) {
     constexpr float erf[] = {2.2588126924460994e-08f, -1.5888226698734798e-06f, 4.7763791371835396e-05f,
                              -0.0008121865103021264f, 0.008763685822486877f,    -0.06455440074205399f,
@@ -154,13 +165,21 @@ SB_INLINE Floats activate_paired(Floats x) {
     constexpr float tanh[] = {2.3468773591162062e-08f, -1.640719233364507e-06f, 4.893443110631779e-05f,
                               -0.0008244736236520112f, 0.008818705566227436f,   -0.06459669023752213f,
                               0.39771366119384766f};
-    const Floats t = larger(smaller(x, splat(4.0f)), splat(-4.0f)), square = t * t;
-    Floats p = splat(ACTIVATION == SB_GELU ? erf[0] : tanh[0]);
+    Floats t[ROWS], square[ROWS], p[ROWS];
 #pragma GCC unroll 8
-    for (int i = 1; i < 7; i++) p = fused(p, square, splat(ACTIVATION == SB_GELU ? erf[i] : tanh[i]));
-    return x * fused(p, t, splat(0.5f));
+    for (int row = 0; row < ROWS; row++) {
+      t[row] = larger(smaller(x[row], splat(4.0f)), splat(-4.0f));
+      square[row] = t[row] * t[row];
+      p[row] = splat(ACTIVATION == SB_GELU ? erf[0] : tanh[0]);
+    }
+#pragma GCC unroll 8
+    for (int i = 1; i < 7; i++)
+#pragma GCC unroll 8
+      for (int row = 0; row < ROWS; row++)
+        p[row] = fused(p[row], square[row], splat(ACTIVATION == SB_GELU ? erf[i] : tanh[i]));
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++) x[row] = x[row] * fused(p[row], t[row], splat(0.5f));
   }
-  return x;
 }
 
 // out[i][j] = in[j][i], dwords.

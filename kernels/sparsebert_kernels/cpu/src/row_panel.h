@@ -87,25 +87,37 @@ SB_INLINE Line kept_line(const char* panel, const uint16_t* columns, int j) {
   }
 }
 
+// y[row] = activation(rows[row]), as bf16.
+template <int ACTIVATION, int ROWS>
+SB_INLINE void store_activated(Floats (&rows)[ROWS], uint16_t* y) {
+  activate_paired<ACTIVATION>(rows);
+#pragma GCC unroll 8
+  for (int row = 0; row < ROWS; row += 2) store_line(y + row * PAIRED_TOKENS, pair(rows[row], rows[row + 1]));
+}
+
 // bf16 weights and activations.
 struct Bf16Product {
   typedef Floats Sums;
-  template <int ACTIVATION>
-  static SB_INLINE void finish(Sums even, Sums odd, const Epilogue& epilogue, Floats, uint16_t* y) {
-    store_line(y, pair(activate_paired<ACTIVATION>(even + epilogue.bias[0]),
-                       activate_paired<ACTIVATION>(odd + epilogue.bias[1])));
+  template <int ACTIVATION, int ROWS>
+  static SB_INLINE void finish(const Sums (&sums)[ROWS], const Epilogue& epilogue, Floats, uint16_t* y) {
+    Floats rows[ROWS];
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++) rows[row] = sums[row] + epilogue.bias[row];
+    store_activated<ACTIVATION>(rows, y);
   }
 };
 
 // int8 weights and activations; `tokens` are the scales of the tokens.
 struct Int8Product {
   typedef Ints Sums;
-  template <int ACTIVATION>
-  static SB_INLINE void finish(Sums even, Sums odd, const Epilogue& epilogue, Floats tokens, uint16_t* y) {
-    const float *scales = epilogue.scales, *bias = epilogue.bias;
-    const Floats first = fused(__builtin_convertvector(even, Floats) * tokens, splat(scales[0]), splat(bias[0]));
-    const Floats second = fused(__builtin_convertvector(odd, Floats) * tokens, splat(scales[1]), splat(bias[1]));
-    store_line(y, pair(activate_paired<ACTIVATION>(first), activate_paired<ACTIVATION>(second)));
+  template <int ACTIVATION, int ROWS>
+  static SB_INLINE void finish(const Sums (&sums)[ROWS], const Epilogue& epilogue, Floats tokens, uint16_t* y) {
+    Floats rows[ROWS];
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++)
+      rows[row] = fused(__builtin_convertvector(sums[row], Floats) * tokens, splat(epilogue.scales[row]),
+                        splat(epilogue.bias[row]));
+    store_activated<ACTIVATION>(rows, y);
   }
 };
 

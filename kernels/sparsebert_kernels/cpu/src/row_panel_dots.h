@@ -71,8 +71,8 @@ void dot_block(const RowPanel& w, int64_t row, const typename Product::Sums* ini
       const Floats tokens = x.scales ? load_floats(x.scales + t * PAIRED_TOKENS) : Floats{};
 #pragma GCC unroll 4
       for (int i = 0; i < DOT_ROWS; i += 2)
-        Product::template finish<decltype(activation)::VALUE>(sums[i][t], sums[i + 1][t], epilogue.from(row + i),
-                                                              tokens, y.from(t, row + i).data);
+        Product::template finish<decltype(activation)::VALUE, 2>({sums[i][t], sums[i + 1][t]}, epilogue.from(row + i),
+                                                                 tokens, y.from(t, row + i).data);
     }
   });
 }

@@ -94,8 +94,8 @@ class RowPanelUnit {
     with_activation(epilogue.activation, [&](auto activation) {
       const Floats tokens = x.scales ? load_floats(x.scales) : Floats{};
       for (int i = 0; i < DOT_ROWS; i += 2)
-        Product::template finish<decltype(activation)::VALUE>(whole<Sums>(sums[i]), whole<Sums>(sums[i + 1]),
-                                                              epilogue.from(i), tokens, y.from(0, i).data);
+        Product::template finish<decltype(activation)::VALUE, 2>({whole<Sums>(sums[i]), whole<Sums>(sums[i + 1])},
+                                                                 epilogue.from(i), tokens, y.from(0, i).data);
     });
   }
 };

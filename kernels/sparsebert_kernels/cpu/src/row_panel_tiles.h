@@ -42,16 +42,15 @@ struct Target {
 
 template <class Product>
 __attribute__((noinline)) void finish_tile(const char* sums, const Target& target) {
-  typedef typename Product::Sums Sums;
+  constexpr int ROWS = 4;  // together
   const Floats tokens = target.tokens ? load_floats(target.tokens) : Floats{};
   const Target to = target;
   with_activation(to.epilogue.activation, [=](auto activation) {
-#pragma GCC unroll 8
-    for (int row = 0; row < 16; row += 2)
+#pragma GCC unroll 2
+    for (int row = 0; row < 16; row += ROWS)
       Product::template finish<decltype(activation)::VALUE>(
-          *reinterpret_cast<const Sums*>(sums + row * LINE_BYTES),
-          *reinterpret_cast<const Sums*>(sums + (row + 1) * LINE_BYTES), to.epilogue.from(row), tokens,
-          to.y + row * PAIRED_TOKENS);
+          *reinterpret_cast<const typename Product::Sums(*)[ROWS]>(sums + row * LINE_BYTES), to.epilogue.from(row),
+          tokens, to.y + row * PAIRED_TOKENS);
   });
 }
 
