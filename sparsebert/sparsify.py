@@ -78,8 +78,9 @@ def sparsify_(
         compact: Remove pruned-out neurons, heads and head dimensions first, as
             ``sparsebert.compact.compact_`` does. True demands it and False forbids it. None compacts if the
             ``Plan`` did; without a ``Plan``, if the model allows it, there is no ``filter``, the layers are
-            not ``trainable``, and those on a GPU are not predicted to be slower for it. Compaction changes
-            the shapes of layers and of their entries in the ``state_dict``; ``plan(model)`` lists them.
+            not ``trainable``, and the layers are not predicted to be slower for it, as they are where the
+            removal of single neurons cuts up the blocks of a mask. Compaction changes the shapes of layers
+            and of their entries in the ``state_dict``; ``plan(model)`` lists them.
         measure: With format "auto", time the formats on this machine, as ``plan`` does. If False, nothing is
             timed: the cost model decides with built-in costs, in the same way in every process.
         tolerance: The lowest precision in which layers may compute on a CPU: "fp32", "bf16" or "int8".

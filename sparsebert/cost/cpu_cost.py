@@ -242,9 +242,7 @@ def row_panel_kinds(precision: str) -> dict[str, int]:
     if not native.supports(RowPanelSparse.name, stored, torch.empty(1, 1)):
         return {}
     line = row_panel.LINE_COLUMNS[stored]
-    return {
-        format_label(RowPanelSparse.name, (rows, line), precision): rows for rows in row_panel.PANEL_ROWS
-    }
+    return {format_label(RowPanelSparse.name, (rows, line), precision): rows for rows in row_panel.PANEL_ROWS}
 
 
 def cache_file(fingerprint: tuple[str, ...] | None = None) -> Path:
@@ -385,9 +383,7 @@ def _of_other_heights(costs: dict[str, Cost], panels: dict[str, int]) -> dict[st
     factors = step_costs()
     timed = costs[next(kind for kind, height in panels.items() if height == TIMED_HEIGHT)]
     per_stored = timed.per_stored / factors[TIMED_HEIGHT]
-    return {
-        kind: replace(timed, per_stored=per_stored * factors[height]) for kind, height in panels.items()
-    }
+    return {kind: replace(timed, per_stored=per_stored * factors[height]) for kind, height in panels.items()}
 
 
 @torch.no_grad()

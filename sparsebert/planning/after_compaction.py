@@ -143,9 +143,7 @@ def _seconds(layer: TargetLayer, target: gpu_roofline.Device | None, tokens: int
     if not weight.numel():
         return 0.0
     device = target or weight.device
-    choice = format_candidates(
-        layer.mask, weight.dtype, device, tokens, measure=False, tolerance=tolerance
-    )
+    choice = format_candidates(layer.mask, weight.dtype, device, tokens, measure=False, tolerance=tolerance)
     return choice.predicted(choice.candidates[0]) or 0.0
 
 

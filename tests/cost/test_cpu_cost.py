@@ -14,6 +14,7 @@ import torch
 from sparsebert.cost import cpu_cost
 from sparsebert.cost.work import Cost, WorkEstimate
 from sparsebert_kernels.cpu import native
+from sparsebert_kernels.cpu.row_panels import step_costs
 from sparsebert_kernels.timing import Least
 
 
@@ -211,6 +212,23 @@ def test_a_calibration_gives_costs_that_grow_with_the_work(dtype: torch.dtype) -
     for kind, cost in cpu_cost.calibrate(dtype, 64)[0].items():
         small, large = (WorkEstimate(kind, stored, 512, 0) for stored in (10_000, 1_000_000))
         assert 0 < cost.seconds(small, 64) < cost.seconds(large, 64) < 1, kind
+
+
+@pytest.mark.skipif(not cpu_cost.row_panel_kinds("bf16"), reason="no kernels for row panels here")
+def test_noise_does_not_order_the_heights_of_row_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def least(run: Any, budget: float) -> Least:
+        return Least(1e-4 * (1 + float(torch.rand(1, generator=generator))), busy=False)
+
+    monkeypatch.setattr(cpu_cost, "least", least)
+    costs, _ = cpu_cost.calibrate(torch.float32, 64, "bf16")
+    panels = {height: costs[kind] for kind, height in cpu_cost.row_panel_kinds("bf16").items()}
+    timed = panels[cpu_cost.TIMED_HEIGHT]
+    for height, cost in panels.items():
+        factor = step_costs()[height] / step_costs()[cpu_cost.TIMED_HEIGHT]
+        assert cost.per_stored == pytest.approx(factor * timed.per_stored)
+        assert (cost.fixed, cost.per_line) == (timed.fixed, timed.per_line)
 
 
 def test_the_fit_recovers_what_the_times_were_made_of() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,18 @@ from sparsebert import Ticket, plan
 from sparsebert.planning.layer_decision import LEAST_SPEEDUP
 from sparsebert.planning.plan import LayerPlan
 from sparsebert_kernels import formats
+from tests.ops.backends import using
 from tests.planning.masks import dead_rows, model_with, needs_native, random_mask
+
+
+@pytest.fixture
+def on_tiles() -> Iterator[None]:
+    """The built-in costs of CPUs with AMX, which other CPUs know too."""
+    try:
+        with using("amx_emulated"):
+            yield
+    except ValueError:
+        pytest.skip("the native library has no emulated tiles")
 
 
 class TestChoice:
@@ -48,6 +59,21 @@ class TestChoice:
         model, ticket = model_with(random_mask(density))
         (layer,) = plan(model.to(dtype), ticket, measure=False).layers
         assert layer.nbytes <= layer.dense_nbytes
+
+    @pytest.mark.usefixtures("on_tiles")
+    @pytest.mark.parametrize(("width", "removed"), [(2, False), (32, True)])
+    def test_a_removal_that_cuts_row_panels_up_is_left_out(self, width: int, removed: bool) -> None:
+        """Neurons are removed where a group of columns is empty: two in the middle of a panel of 32 rows."""
+        transformers = pytest.importorskip("transformers")
+        model = transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, vocab_size=9))
+        up = random_mask(0.1, 3072, 384, height=32).repeat_interleave(2, 1)
+        down = random_mask(0.1, 768, 3072 // width, height=32).repeat_interleave(width, 1)
+        layer = "encoder.layer.0."
+        ticket = Ticket({f"{layer}intermediate.dense": up, f"{layer}output.dense": down})
+        made = plan(model, ticket, measure=False, tolerance="bf16")
+        assert bool(made.layers[0].removal_note) == removed
+        assert ("the blocks would be cut up" in made.removal_note) == (not removed)
+        assert plan(model, ticket, measure=False, tolerance="bf16", compact=True).layers[0].removal_note
 
     @pytest.mark.usefixtures("without_native")
     def test_without_the_native_library_still_trains(self) -> None:
