@@ -295,7 +295,7 @@ def test_static_model_pruning_learns_scores_by_one_label_word(
 
     language_model, out = save(tmp_path / "mlm", tokenizer, "BertForMaskedLM"), tmp_path / "run"
     own = pairs_of_scores(tmp_path)
-    asked = ["--model", str(language_model), *QUICK, "--steps", "30", *own]
+    asked = ["--model", str(language_model), *QUICK, "--steps", "60", *own]
     method = ["--method", "smp", "--sparsity", "0.5", "--regularisation", "0"]
     words = ["--label-words", "good", "--out", str(out)]
     assert app.main(["train", *asked, *method, *words, "--choose-every", "10"]) == 0
