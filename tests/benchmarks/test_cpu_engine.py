@@ -92,7 +92,7 @@ def test_the_first_case_meets_every_baseline_and_the_others_the_fast_ones(
     here = types.SimpleNamespace(available=lambda: None)
     monkeypatch.setattr(cpu_engine, "BACKENDS", dict.fromkeys(seconds, lambda: here))
     kept: list[int] = []
-    outcome = models(zen, 1.0, lambda rows: kept.append(len(rows)))
+    outcome = models(8, zen, 1.0, lambda rows: kept.append(len(rows)))
     assert kept[:2] == [6, 4]
     assert met[0] == ["onednn", "eager", "onednn-bf16", "openvino-int8", "compact"]
     assert met[1] == ["onednn", "onednn-bf16", "openvino-int8"]
@@ -106,8 +106,8 @@ def test_a_case_that_fails_leaves_the_others(zen: Any, monkeypatch: pytest.Monke
         raise ValueError("no such granularity")
 
     monkeypatch.setattr(cpu_engine, "_subject", refuse)
-    outcome = models(zen, 1.0, lambda rows: None)
-    assert len(outcome.failures) == 2 * len(cpu_engine.CASES)
+    outcome = models(1, zen, 1.0, lambda rows: None)
+    assert len(outcome.failures) == len(cpu_engine.CASES)
     assert outcome.failures[0] == "batch 1, element 90%: no such granularity"
 
 
