@@ -27,7 +27,7 @@ from sparsebert.cost.work import Cost, WorkEstimate, estimate_row_panel_work, es
 from sparsebert.json_object import load_json
 from sparsebert_kernels import __version__, cpu, formats, ops
 from sparsebert_kernels.cpu import native
-from sparsebert_kernels.cpu.row_panels import step_costs
+from sparsebert_kernels.cpu.row_panels import STEP_COST, step_costs
 from sparsebert_kernels.formats import RowPanelSparse, VectorInt8, row_panel
 from sparsebert_kernels.timing import Least, least
 
@@ -65,8 +65,11 @@ BUILT_IN = {
 # The same with tiles of AMX, in full.
 BUILT_IN_AMX = {
     "dense bf16": (2e-5, 2.4, 80.0),
-    **{f"row_panel {rows}x2 bf16": (2e-5, cost, 80.0) for rows, cost in ((16, 2.6), (32, 2.0), (64, 1.8))},
-    **{f"row_panel {rows}x4 int8": (2e-5, cost, 80.0) for rows, cost in ((16, 2.0), (32, 1.5), (64, 1.4))},
+    **{
+        f"row_panel {rows}x{line}": (2e-5, weight * STEP_COST["tile"][rows], 80.0)
+        for line, weight in (("2 bf16", 2.0), ("4 int8", 1.5))
+        for rows in row_panel.PANEL_ROWS
+    },
 }
 SLOWDOWN = {"amx": 2.0, "avx512": 1.0, "avx2": 2.0, "neon": 3.0}
 BASELINE_SLOWDOWN = 4.0
@@ -375,8 +378,8 @@ def calibrate(dtype: torch.dtype, tokens: int, precision: str = "") -> tuple[dic
 def _of_other_heights(costs: dict[str, Cost], panels: dict[str, int]) -> dict[str, Cost]:
     """Return the costs of all row panels, from those of ``TIMED_HEIGHT`` rows.
 
-    The heights differ by less than timings of whole layers do, where row-major activations change their
-    layout.
+    Noise would order the heights: they differ by less than timings of layers do, most of whose time goes to
+    the layout of row-major activations.
     """
     if not panels:
         return {}

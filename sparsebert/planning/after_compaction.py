@@ -98,9 +98,10 @@ def compacted_targets(
     if not matrices:
         return CompactedTargets(targets, None)
     layers = [_compacted(layer, matrices[layer.key]) if layer.key in matrices else layer for layer in targets]
-    slower = compact is None and format == "auto"
-    if slower and (reason := _why_slower(targets, layers, target, tokens, tolerance)):
-        return CompactedTargets(targets, None, f"not compacted: {reason}")
+    if compact is None and format == "auto":
+        reason = _why_slower(targets, layers, target, tokens, tolerance)
+        if reason is not None:
+            return CompactedTargets(targets, None, f"not compacted: {reason}")
     if trainable:
         layers = [layer for layer in layers if not layer.mask.all()]
     configured = sum(matrix.linear.weight.numel() for matrix in compaction.matrices)
