@@ -193,12 +193,14 @@ class Roofline:
         others = (COMPACT_KERNELS - 1) * self.device.kernel
         return self._dense(rows, columns) + moved / self.device.memory + others
 
-    def _activating(self, rows: int) -> float:
-        """Predict the kernel that reads y, applies the activation and writes it."""
-        if self.activation == "none":
-            return 0.0
-        moved = 2 * self.tokens * rows * self.dtype.itemsize
+    def pass_seconds(self, columns: int) -> float:
+        """Predict the seconds of a kernel that reads and writes [tokens, columns], such as LayerNorm."""
+        moved = 2 * self.tokens * columns * self.dtype.itemsize
         return moved / self._activation_rate(moved) + self.device.kernel
+
+    def _activating(self, rows: int) -> float:
+        """Predict the kernel that applies the activation to y."""
+        return 0.0 if self.activation == "none" else self.pass_seconds(rows)
 
     def _panel(self, work: WorkEstimate) -> float:
         return self.panel_bounds(work).seconds + self.device.kernel

@@ -29,6 +29,7 @@ from sparsebert.report.layer_tables import (
     selection_tables,
     stack_tables,
 )
+from sparsebert.report.layernorm_tables import layernorm_tables
 from sparsebert.report.lottery_plots import curve_pictures
 from sparsebert.report.lottery_tables import curve_tables, learned_tables, transfer_tables
 from sparsebert.report.memory_tables import memory_tables
@@ -84,6 +85,7 @@ _HEADINGS = {
     "gpu": "GPU kernels, measured",
     "gpu_failed": "GPU kernels that failed",
     "roofline": "GPU kernels, modelled",
+    "layernorm": "LayerNorm folded into products",
     "aot": "GPU kernels, compiled ahead of time",
     "environment": "Machines",
     "report": "Tables of earlier reports",
@@ -224,6 +226,7 @@ _KINDS = (
     Kind("gpu", _of("gpu"), gpu_tables, roofline_pictures),
     Kind("gpu_failed", _of("gpu_failed", "gpu_killed"), failure_tables),
     Kind("roofline", _of("roofline"), roofline_tables, modelled_pictures),
+    Kind("layernorm", _of("layernorm_folding"), _by_machine(layernorm_tables)),
     Kind("aot", _of("aot"), aot_tables),
     Kind("environment", _of("environment"), environment_tables),
     Kind("report", _of("report"), _reported),
