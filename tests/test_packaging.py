@@ -30,6 +30,7 @@ from sparsebert_kernels import cpu
 pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).resolve().parents[1]
+OBJECTS = Path("build") / "native"  # in a folder of sources
 NATIVE = "sparsebert_kernels/cpu/_native.so"
 LEFT_BEHIND = shutil.ignore_patterns(
     ".git",
@@ -149,6 +150,12 @@ def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.iterdir())
 
 
+def newest_objects(folder: Path) -> list[Path]:
+    """Return the objects last compiled from each source; those of earlier sources may lie beside them."""
+    oldest_first = sorted((folder / OBJECTS).glob("*.o"), key=lambda path: path.stat().st_mtime)
+    return sorted({path.name.rpartition("-")[0]: path for path in oldest_first}.values())
+
+
 def make_wheel(builder: Environment, source: Path, out: Path, **variables: str) -> tuple[Path, str]:
     flags = ("--disable-pip-version-check", "--no-deps", "--no-build-isolation", "-v")
     said = builder.run("python", "-m", "pip", "wheel", *flags, "-w", str(out), ".", cwd=source, **variables)
@@ -157,7 +164,13 @@ def make_wheel(builder: Environment, source: Path, out: Path, **variables: str) 
 
 @pytest.fixture(scope="session")
 def wheel(builder: Environment, unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made from the sdist, so that a source the sdist lacks is missed here."""
+    """Made from the sdist, so that a source the sdist lacks is missed here.
+
+    Objects that the checkout has compiled serve again: a digest of all sources and flags names them.
+    """
+    (unpacked / OBJECTS).mkdir(parents=True)
+    for path in newest_objects(ROOT):
+        shutil.copy2(path, unpacked / OBJECTS)
     return make_wheel(builder, unpacked, tmp_path_factory.mktemp("wheel"))[0]
 
 
@@ -271,9 +284,8 @@ def test_the_wheel_has_the_native_library(wheel: Path) -> None:
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 def test_no_instruction_set_runs_code_of_another(wheel: Path, unpacked: Path) -> None:
     """The linker keeps one copy of an inline function: a shared one could need instructions the CPU lacks."""
-    objects = sorted((unpacked / "build/native").glob("*.o"))
     owners: dict[str, str] = {}
-    for path in objects:
+    for path in newest_objects(unpacked):
         listing = subprocess.run(["nm", str(path)], capture_output=True, text=True, check=True).stdout
         shareable = {line.split()[-1] for line in listing.splitlines() if line.split()[-2] in "WVu"}
         shared = {name: owners[name] for name in shareable & owners.keys()}
