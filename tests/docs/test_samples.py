@@ -6,6 +6,7 @@ Commands of an experiment run the small preset of the page's sample of one.
 
 from __future__ import annotations
 
+import functools
 import re
 import runpy
 import shlex
@@ -169,6 +170,7 @@ def _inputs(command: str) -> list[str]:
     return [word for word in shlex.split(command)[2:] if word not in products]
 
 
+@functools.cache
 def _products(command: str) -> dict[str, str]:
     """Return the paths that a command writes, by option; that of ``convert`` is its second argument."""
     words = shlex.split(command)
