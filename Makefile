@@ -32,7 +32,7 @@ setup-all: $(VENV)/.native $(VENV)/.others $(VENV)/.demo  ## setup, plus the lib
 
 setup-rivals: $(VENV)/.native $(VENV)/.others $(VENV)/.rivals  ## setup, plus the dense libraries that bench compares with
 
-demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, check its answers, show speed and memory; writes demo/
+demo: $(VENV)/.native $(VENV)/.demo  ## prune a real BERT, check its answers, show quality, speed and memory; writes demo/
 	$(PY) -m sparsebert.demo $(ARGS)
 
 test: $(VENV)/.native  ## run the tests in parallel, a few minutes; ARGS="-k ticket" selects some

@@ -140,7 +140,8 @@ def _pruned(
         f"{by_magnitude.mean_cosine:.2f}. Sparse against masked dense: embeddings (unit length) differ by "
         f"at most {of_sparse.max_error:.1e}. Ticket: {ticket}, {ticket.stat().st_size / 1e6:.1f} MB.",
     )
-    rows = _compared(pruned, machine, runner.Settings(budget=8, retries=1), here)
+    settings = runner.Settings(budget=8, retries=1, memory=form == real_model.SINGLE_WEIGHTS)
+    rows = _compared(pruned, machine, settings, here)
     console.print()
     for table in bench_tables(rows):
         console.print(table.rich(console.width))

@@ -17,7 +17,7 @@ PRODUCTS = {"query": "query", "key": "key", "value": "value", "ffn_up": "FFN up"
 
 
 def layernorm_tables(records: Iterable[Record]) -> list[Table]:
-    """Return the errors of each model, by kind of product and by layer, and the modelled times."""
+    """Return the errors of each model, by kind of product, and the modelled times."""
     models: dict[str, list[Record]] = {}
     times = []
     for row in records:
@@ -25,7 +25,7 @@ def layernorm_tables(records: Iterable[Record]) -> list[Table]:
             times.append(row)
         else:
             models.setdefault(row["model"], []).append(row)
-    tables = [table for rows in models.values() for table in (_by_kind(rows), _by_layer(rows))]
+    tables = [_by_kind(rows) for rows in models.values()]
     return [*tables, _times(times)] if times else tables
 
 
@@ -62,24 +62,6 @@ def _by_kind(rows: Sequence[Record]) -> Table:
     )
     title = f"Errors of products behind a LayerNorm, 10^-3, {first['model']}: {ORDER}"
     return Table(title, columns, tuple(cells), notes)
-
-
-def _by_layer(rows: Sequence[Record]) -> Table:
-    by_key = {(row["layer"], row["product"], row["parameters"]): row for row in rows}
-    cells = tuple(
-        (
-            f"{layer} {PRODUCTS[product]}",
-            *(
-                _forms([by_key[layer, product, parameters]], measure, max)
-                for parameters in PARAMETERS
-                for measure in MEASURES
-            ),
-        )
-        for layer, product in dict.fromkeys((row["layer"], row["product"]) for row in rows)
-    )
-    columns = (f"{text}, parameters {given}" for given in PARAMETERS.values() for text in MEASURES.values())
-    title = f"Errors by layer, 10^-3, {rows[0]['model']}: {ORDER}"
-    return Table(title, ("layer and product", *columns), cells)
 
 
 def _forms(rows: Sequence[Record], measure: str, combine: Callable[[list[float]], float]) -> str:
