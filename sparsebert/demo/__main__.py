@@ -35,7 +35,7 @@ from sparsebert_kernels.cpu.encoder import has_engine
 FOLDER = Path("demo")
 RESULTS, PICTURE = FOLDER / "results.jsonl", FOLDER / "speedup.png"
 # Dense models to beat; those that are not installed are named as not compared.
-RIVALS = ("onednn", "eager", "onednn-bf16", "torch-int8", "onnxruntime-int8", "openvino-int8")
+BASELINES = ("onednn", "eager", "onednn-bf16", "torch-int8", "onnxruntime-int8", "openvino-int8")
 VECTORS = {"granularity": "block", "block_size": (4, 1)}
 PANELS = {"granularity": "panel", "block_size": (32, 2)}
 # (arguments of prune, sparsity, format, tolerance): first those of the table, then further points of the
@@ -103,7 +103,7 @@ def _real_weights(console: Console, step: Step, folder: str, machine: environmen
         "1. Real weights on real sentences",
         f"{real_model.NAME} (6 layers, 384 wide), pruned in one shot by {real_model.METHOD.upper()}, "
         f"calibrated on {len(real_model.sentences('calibration'))} unlabelled sentences, without training. "
-        f"Judged and timed on {len(lengths)} others of {min(lengths)} to {max(lengths)} tokens, in batches "
+        f"Compared and timed on {len(lengths)} others of {min(lengths)} to {max(lengths)} tokens, in batches "
         f"of {real.workload.batch}.",
     )
     for form in real_model.forms():
@@ -190,18 +190,18 @@ def _supported(points: tuple[Point, ...]) -> list[Point]:
 
 @functools.cache
 def _missing() -> dict[str, str]:
-    """Return the rivals that this machine lacks, each with the reason and the remedy."""
-    return {name: lack for name in RIVALS if (lack := BACKENDS[name]().available()) is not None}
+    """Return the baselines that this machine lacks, each with the reason and the remedy."""
+    return {name: lack for name in BASELINES if (lack := BACKENDS[name]().available()) is not None}
 
 
 def _compared(
     pruned: PrunedModel, machine: environment.Environment, settings: runner.Settings, step: Step
 ) -> list[results.Record]:
-    """Compare the sparse model with the rivals that this machine has, and keep the records."""
+    """Compare the sparse model with the baselines that this machine has, and keep the records."""
     missing = _missing()
     settings = dataclasses.replace(settings, leave_out=True)
-    rivals = [name for name in RIVALS if name not in missing]
-    rows = runner.run(pruned, rivals, machine, settings, step, missing)
+    baselines = [name for name in BASELINES if name not in missing]
+    rows = runner.run(pruned, baselines, machine, settings, step, missing)
     if not pruned.workload.random_weights:
         for row in rows:
             row["workload"]["model"] = real_model.NAME

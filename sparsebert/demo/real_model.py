@@ -89,7 +89,7 @@ def sentences(name: str = "sentences") -> list[str]:
     """Return English sentences of many lengths, written for this project.
 
     Args:
-        name: "sentences", which judge and time the models, or "calibration", which prunes them.
+        name: "sentences", on which models are compared and timed, or "calibration", by which they are pruned.
     """
     text = resources.files("sparsebert.demo").joinpath(f"{name}.txt").read_text(encoding="utf-8")
     return text.splitlines()

@@ -65,7 +65,7 @@ def test_panels_are_shown_where_the_cpu_has_units_for_bf16(monkeypatch):
         assert (real_model.PANELS in real_model.forms()) == has_units
 
 
-def test_rivals_that_are_missing_are_named_with_the_remedy(monkeypatch):
+def test_baselines_that_are_missing_are_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(BACKENDS["openvino-int8"], "available", lambda self: "not installed: pip install it")
     missing = demo._missing.__wrapped__()
     assert missing["openvino-int8"] == "not installed: pip install it"

@@ -177,8 +177,10 @@ def linear(
                 residual = residual.contiguous()
         bias = None if bias is None else bias.contiguous()
         precision = fp32_precision() if x.dtype == torch.float32 else "ieee"
-        config = _configuration(len(rows), packed, precision)
-        _launch(rows, packed, bias, activation, residual, y, config, precision)
+        tokens, row = len(rows), rows.stride(0)
+        config = _configuration(tokens, packed, precision)
+        residual_row = None if residual is None else residual.stride(0)
+        _launch(rows, packed, bias, activation, residual, y, config, precision, tokens, row, residual_row)
         if packed.quick_call is None and in_features % max(ALIGNED_ELEMENTS, packed.group_columns) == 0:
             packed.quick_call = QuickCall(packed)
     return y
@@ -213,7 +215,6 @@ class QuickCall:
             and address > 0
             and address % ALIGNED_BYTES == 0
             and x.is_contiguous()
-            and x.stride(-2) == self._in_features
             and not x.is_neg()
             and x.numel() > 0
             and packed.values.data_ptr() % ALIGNED_BYTES == 0
@@ -224,7 +225,6 @@ class QuickCall:
                 or (
                     residual.dtype is self._dtype
                     and self._reads(residual, (*shape[:-1], self._out_features))
-                    and residual.stride(-2) == self._out_features
                 )
             )
         )
@@ -262,8 +262,10 @@ class QuickCall:
         config = self._configurations.get(key)
         if config is None:
             config = self._configurations[key] = _configuration(tokens, packed, precision)
-        y = x.new_empty((*x.shape[:-1], self._out_features))
-        _launch(x, packed, bias, activation, residual, y, config, precision)
+        row, out_row = self._in_features, self._out_features
+        y = x.new_empty((*x.shape[:-1], out_row))
+        residual_row = None if residual is None else out_row
+        _launch(x, packed, bias, activation, residual, y, config, precision, tokens, row, residual_row)
         return y
 
 
@@ -282,10 +284,13 @@ def _launch(
     y: Tensor,
     config: Configuration,
     precision: str,
+    tokens: int,
+    row: int,
+    residual_row: int | None,
     kernel: Any = panel_forward,
 ) -> None:
+    """Launch the kernel on rows of x and of the residual that are so many elements apart."""
     out_features = packed.shape[0]
-    tokens = y.numel() // out_features
     # `triton.cdiv` takes half a microsecond outside of kernels.
     programs = -(-tokens // config.block_m) * -(-packed.panels // config.neighbours)
     kernel[(programs,)](
@@ -300,8 +305,8 @@ def _launch(
         tokens,
         out_features,
         packed.panels,
-        x.stride(-2),
-        None if residual is None else residual.stride(-2),
+        row,
+        residual_row,
         out_features,
         H=packed.panel_rows,
         G=packed.group_columns,
@@ -352,13 +357,13 @@ def _compile_case(
     y = example(dtype, shape.tokens, out_features)
     product = (config.block_m, height, TILE_COLUMNS)
     activation, variant = ("none", " residual") if with_residual else ("gelu", "")
+    residual, residual_row = (y, out_features) if with_residual else (None, None)
+    rows = shape.tokens, in_features, residual_row
     sizes = "x".join(map(str, product))
     stages = f"s{config.num_stages}" + f" n{config.neighbours}" * (config.neighbours > 1)
     return recorded_case(
         panel_forward,
-        functools.partial(
-            _launch, x, packed, bias, activation, y if with_residual else None, y, config, precision
-        ),
+        functools.partial(_launch, x, packed, bias, activation, residual, y, config, precision, *rows),
         family=KERNEL,
         label=f"h{height} g{group} {sizes} w{config.num_warps} {stages} {short}{variant}",
         product=product,
