@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sparsebert.bench import cpu_ceilings
 from sparsebert.bench.runner import Settings, time_backends
 from sparsebert.workflows import speed_target
 
@@ -22,3 +23,9 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
         return time_backends(backends, _BRIEF, **options)
 
     monkeypatch.setattr(speed_target, "time_backends", time_briefly)
+
+
+def shorten_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the ceilings of the CPU be measured on products and arrays that take milliseconds."""
+    monkeypatch.setattr(cpu_ceilings, "PRODUCTS", ((64, 128, 128),))
+    monkeypatch.setattr(cpu_ceilings, "ARRAY_BYTES", (2**20, 2**20))

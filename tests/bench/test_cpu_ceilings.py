@@ -13,13 +13,12 @@ import torch
 
 from sparsebert.bench import cpu_ceilings
 from sparsebert.bench.cpu_ceilings import last_level_cache, measure_ceilings
+from tests import brief_timings
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products and arrays that take milliseconds."""
-    monkeypatch.setattr(cpu_ceilings, "PRODUCTS", ((64, 128, 128),))
-    monkeypatch.setattr(cpu_ceilings, "ARRAY_BYTES", (2**20, 2**20))
+    brief_timings.shorten_ceilings(monkeypatch)
 
 
 def write_cache(folder: Path, number: int, level: str, kind: str, size: str) -> None:

@@ -11,6 +11,7 @@ from sparsebert.cli import app
 from sparsebert.planning import layer_timing
 from sparsebert.results import read
 from sparsebert.tickets.ticket import Ticket
+from tests import brief_timings
 
 QUICK = ["--model", "bert-tiny", "--seq", "16", "--budget", "0.01", "--no-memory"]
 
@@ -242,7 +243,8 @@ def test_texts_for_calibration_need_a_tokenizer(capsys, tmp_path):
     assert "bert-tiny has random weights and no tokenizer" in line
 
 
-def test_a_profile_is_printed_recorded_and_drawn(capsys, tmp_path):
+def test_a_profile_is_printed_recorded_and_drawn(capsys, monkeypatch, tmp_path):
+    brief_timings.shorten_ceilings(monkeypatch)
     out, bars = tmp_path / "out.jsonl", tmp_path / "bars.png"
     assert app.main(["bench", *QUICK, "--profile", "--json", str(out), "--plot", str(bars)]) == 0
     printed = capsys.readouterr().out

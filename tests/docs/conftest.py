@@ -37,6 +37,7 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder of the test's own, with the materials in it, on a machine that counts its energy."""
     brief_timings.shorten(monkeypatch)
+    brief_timings.shorten_ceilings(monkeypatch)
     # As in tests/conftest.py, for each page: the samples import much, and compile models.
     gc.collect()
     gc.freeze()
