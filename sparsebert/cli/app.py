@@ -7,6 +7,7 @@ stderr says what to do), 130 interrupted. The commands import heavy modules only
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -118,7 +119,13 @@ def _run(arguments: list[str]) -> Any:
     _require_a_running_model(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
-        return app(with_current_names(arguments), prog_name="sparsebert", standalone_mode=False)
+        return command_line()(with_current_names(arguments), prog_name="sparsebert", standalone_mode=False)
+
+
+@functools.cache
+def command_line() -> Any:
+    """Return the commands with their options. To build them takes longer than most of what is refused."""
+    return typer.main.get_command(app)
 
 
 def _require_a_running_model(arguments: list[str]) -> None:

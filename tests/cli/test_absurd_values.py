@@ -219,7 +219,7 @@ def test_sizes_beyond_the_memory_are_one_line(
         def fail(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr("sparsebert.cli.app.app", fail)
+        monkeypatch.setattr(app, "command_line", lambda fail=fail: fail)
         assert "sizes beyond the memory of this machine: " in refused(capsys, "env")
 
 

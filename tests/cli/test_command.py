@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import typer
 
-from sparsebert.cli.app import COMMANDS
-from sparsebert.cli.app import app as typer_app
+from sparsebert.cli.app import COMMANDS, command_line
 from tests.cli.test_app import refused
 
-CLICK_COMMANDS = typer.main.get_command(typer_app).commands  # type: ignore[attr-defined]
+CLICK_COMMANDS = command_line().commands
 OPTIONS = [
     (name, option)
     for name, command in CLICK_COMMANDS.items()

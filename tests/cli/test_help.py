@@ -25,7 +25,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commands() -> dict[str, Any]:
-    return typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+    return app.command_line().commands
 
 
 @pytest.mark.usefixtures("terminal")
