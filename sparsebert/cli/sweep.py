@@ -108,10 +108,9 @@ def sweep(
     require_records("--json", json)
     _require_models(models, grid)
     lines = _Lines(out, data, models, resources.carbon_intensity)
-    for cell in grid.cells:
-        _check(cell, grid, lines)
+    runs = {cell.name: _checked(cell, grid, lines) for cell in grid.cells}
     selected = selected_cells(grid, only or [])
-    resources.account(gpu=any(lines.runs(cell).training.on_gpu for cell in selected))
+    resources.account(gpu=any(runs[cell.name].training.on_gpu for cell in selected))
     if dry_run:
         for cell in selected:
             typer.echo(f"sparsebert train {shlex.join(lines.of(cell))}")
@@ -215,8 +214,11 @@ def _require_models(folders: Mapping[str, str], grid: Grid) -> None:
             raise unknown(f"model of {grid.name} in --model-folder", name, list(models))
 
 
-def _check(cell: Cell, grid: Grid, lines: _Lines) -> None:
-    """Raise ValueError, with file and line, for a cell that ``train`` would refuse whatever data there is."""
+def _checked(cell: Cell, grid: Grid, lines: _Lines) -> TrainRuns:
+    """Return what a cell asks ``train`` for.
+
+    Raises ValueError, with file and line, if ``train`` would refuse it whatever data there is.
+    """
     from sparsebert.tasks import TASKS
 
     try:
@@ -228,6 +230,7 @@ def _check(cell: Cell, grid: Grid, lines: _Lines) -> None:
             raise unknown(f"metric of {task.name}", metric, task.metric_names)
     except ValueError as error:
         raise ValueError(f"{cell.where}: {error}") from None
+    return runs
 
 
 def _require_results(records: Sequence[Mapping[str, Any]], selected: Sequence[Cell]) -> None:

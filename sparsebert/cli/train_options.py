@@ -52,7 +52,18 @@ class TrainCommandOptions:
 
     def check(self, name: str, value: str | bool) -> None:
         """Raise ValueError unless the command line takes this value."""
+        if refusal := _refusal(name, value):
+            raise ValueError(refusal)
+
+
+@functools.cache
+def _refusal(name: str, value: str | bool) -> str:
+    """Return why the command line refuses a value, or "". Experiments repeat few values in many cells."""
+    try:
         parsed(arguments({"model": "bert", name: value}))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def arguments(options: Mapping[str, str | bool]) -> list[str]:
