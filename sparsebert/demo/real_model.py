@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -20,6 +19,7 @@ from sparsebert.one_shot.progress import Report
 from sparsebert.one_shot.prune_in_place import prune_
 from sparsebert.pruning import prune
 from sparsebert.sparsify import sparsify_
+from sparsebert.workflows.pruned_forms import all_cores
 from sparsebert_kernels.cpu.encoder import has_engine
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Form:
     @property
     def file(self) -> str:
         """Name of the ticket's file."""
-        return f"minilm-{self.granularity.partition('(')[0]}-{self.sparsity:.0%}.safetensors".replace("%", "")
+        return f"minilm-{self.granularity.partition('(')[0]}-{100 * self.sparsity:.0f}.safetensors"
 
 
 SINGLE_WEIGHTS = Form("element", 0.8, "fp32")
@@ -123,9 +123,7 @@ class RealModel:
         """Return a copy that is pruned in one shot, calibrated on sentences that no batch holds."""
         model = copy.deepcopy(self.model)
         texts = sentences("calibration")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(os.cpu_count() or 1)
-        try:
+        with all_cores():
             ticket = prune_(
                 model,
                 METHOD,
@@ -136,8 +134,6 @@ class RealModel:
                 allocate="uniform",  # to measure where to prune more takes three times as long
                 progress=progress,
             )
-        finally:
-            torch.set_num_threads(threads)
         calibration = self.workload.encode(texts)
         return PrunedModel(
             self.workload, model, ticket, self.batches, tolerance=form.tolerance, calibration=calibration
