@@ -21,11 +21,13 @@ def epilogue_case(activation: str, with_residual: bool) -> CompileCase:
     packed = panel_forward.example_panels(Shape(panel_forward.KERNEL, 64, 64, 4096, 12, 14, "bf16"), DTYPE)
     out_features, in_features = packed.shape
     x, y = example(DTYPE, 4096, in_features), example(DTYPE, 4096, out_features)
-    bias, residual = example(DTYPE, out_features), y if with_residual else None
+    bias = example(DTYPE, out_features)
+    residual, residual_row = (y, out_features) if with_residual else (None, None)
+    rows = 4096, in_features, residual_row
     return recorded_case(
         panel_forward.panel_forward,
         functools.partial(
-            panel_forward._launch, x, packed, bias, activation, residual, y, CONFIGURATION, "ieee"
+            panel_forward._launch, x, packed, bias, activation, residual, y, CONFIGURATION, "ieee", *rows
         ),
         family="epilogue",
         label=f"{activation}{' residual' if with_residual else ''}",

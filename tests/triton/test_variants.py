@@ -37,7 +37,7 @@ for tiles, splits in ((48, 16), (45, 3), (31 + 8, 2)):
         x, y, bias = example(BF16, M, K), example(BF16, M, N), example(BF16, N)
         config = by_rule(shape)
         add(f"forward {height}", panel_forward.panel_forward, panel_forward._launch,
-            x, packed, bias, "gelu", None, y, config, "ieee")
+            x, packed, bias, "gelu", None, y, config, "ieee", M, K, None)
         partial, out = example(FP32, splits, *packed.values.shape), example(BF16, *packed.values.shape)
         config = by_rule(Shape("panel values gradient", height, 64, M, 12, tiles, "bfloat16"))
         add(f"gradient {height}", panel_backward.panel_values_gradient,
