@@ -1,6 +1,6 @@
 """The demo: prune a real BERT, swap in the sparse layers, check the answers, show speed, memory and quality.
 
-``python -m sparsebert.demo`` writes results.jsonl, tickets of MiniLM and speedup.png to ``demo/`` in the
+``python -m sparsebert.demo`` writes results.jsonl, sparse MiniLMs and speedup.png to ``demo/`` in the
 current folder. Timed runs take one thread, so that the figures can be compared between machines.
 """
 
@@ -126,10 +126,12 @@ def _pruned(
     name = f"{form.sparsity:.0%} {form.granularity}"
     here = _within(step, f"MiniLM, {name}")
     pruned = real.pruned(form, lambda report: here(f"pruning, {report.done:.0%}"))
-    ticket = FOLDER / form.file
-    pruned.ticket.save(ticket)
     here("comparing answers")
-    of_sparse = real.agreement(real_model.sparse(pruned), pruned.model)
+    sparse = real_model.sparse(pruned)
+    of_sparse = real.agreement(sparse, pruned.model)
+    folder = FOLDER / form.folder
+    sparse.save_pretrained(folder)
+    real.tokenizer.save_pretrained(folder)
     of_pruned = real.agreement(pruned.model, real.model)
     by_magnitude = real.agreement(real.by_magnitude(form), real.model)
     _say(
@@ -138,7 +140,8 @@ def _pruned(
         "Quality: its sentence embeddings have a mean cosine of "
         f"{of_pruned.mean_cosine:.2f} with those of the unpruned model; pruned by magnitude, "
         f"{by_magnitude.mean_cosine:.2f}. Sparse against masked dense: embeddings (unit length) differ by "
-        f"at most {of_sparse.max_error:.1e}. Ticket: {ticket}, {ticket.stat().st_size / 1e6:.1f} MB.",
+        f"at most {of_sparse.max_error:.1e}. Sparse model: {folder}, for AutoModel.from_pretrained after "
+        "`import sparsebert`.",
     )
     settings = runner.Settings(budget=8, retries=1, memory=form == real_model.SINGLE_WEIGHTS)
     rows = _compared(pruned, machine, settings, here)

@@ -57,9 +57,9 @@ class Form:
     tolerance: str
 
     @property
-    def file(self) -> str:
-        """Name of the ticket's file."""
-        return f"minilm-{self.granularity.partition('(')[0]}-{100 * self.sparsity:.0f}.safetensors"
+    def folder(self) -> str:
+        """Name of the folder for the sparse model."""
+        return f"minilm-{self.granularity.partition('(')[0]}-{100 * self.sparsity:.0f}"
 
 
 SINGLE_WEIGHTS = Form("element", 0.8, "fp32")
@@ -150,7 +150,7 @@ class RealModel:
         return Agreement.of(embeddings(ours, self.batches), embeddings(theirs, self.batches))
 
 
-def sparse(pruned: PrunedModel) -> nn.Module:
+def sparse(pruned: PrunedModel) -> PreTrainedModel:
     """Return the pruned model with sparse layers swapped in."""
     return sparsify_(copy.deepcopy(pruned.model), pruned.ticket, tolerance=pruned.tolerance)
 

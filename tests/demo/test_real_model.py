@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from sparsebert.bench.providers import BACKENDS
 from sparsebert.bench.workload import Workload
@@ -74,7 +75,7 @@ def test_baselines_that_are_missing_are_named_with_the_remedy(monkeypatch):
 
 @needs_minilm
 @pytest.mark.parametrize("form", real_model.forms(), ids=lambda form: form.granularity)
-def test_sparse_minilm_answers_as_the_masked_dense_one(form, monkeypatch):
+def test_sparse_minilm_answers_as_the_masked_dense_one_and_is_saved(form, monkeypatch, tmp_path):
     texts = {name: sentences(name) for name in ("sentences", "calibration")}
     monkeypatch.setattr(real_model, "sentences", lambda name="sentences": texts[name][::4])
     monkeypatch.setattr(real_model, "METHOD", "wanda")  # the fastest: it leaves the weights as they are
@@ -82,7 +83,8 @@ def test_sparse_minilm_answers_as_the_masked_dense_one(form, monkeypatch):
     pruned = real.pruned(form, lambda report: None)
     assert pruned.ticket.sparsity == pytest.approx(form.sparsity, abs=0.01)
     assert sum(pruned.workload.lengths) == sum(int(b["attention_mask"].sum()) for b in pruned.batches)
-    of_sparse = real.agreement(real_model.sparse(pruned), pruned.model)
+    real_model.sparse(pruned).save_pretrained(tmp_path / form.folder)
+    of_sparse = real.agreement(AutoModel.from_pretrained(tmp_path / form.folder), pruned.model)
     assert of_sparse.max_error < (1e-5 if form.tolerance == "fp32" else 2e-2)
     assert of_sparse.min_cosine > (0.99999 if form.tolerance == "fp32" else 0.999)
     assert (
