@@ -223,8 +223,7 @@ class QuickCall:
             and (
                 residual is None
                 or (
-                    residual.dtype is self._dtype
-                    and self._reads(residual, (*shape[:-1], self._out_features))
+                    residual.dtype is self._dtype and self._reads(residual, (*shape[:-1], self._out_features))
                 )
             )
         )
